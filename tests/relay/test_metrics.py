@@ -67,7 +67,10 @@ def test_the_oldest_of_all_that_waits_counts_whichever_state_it_is_in(times: tup
     assert registry.get_sample_value("relay_outbox_oldest_timestamp_seconds", {"channel": "a"}) == 3.0
 
 
-async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(tmp_path: Path) -> None:
+async def test_a_channel_that_refused_everything_is_still_down_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)  # which a send that hangs takes
     revoked = Scripted(SendError(SendReason.UNAUTHORIZED, SendScope.CHANNEL, "token_revoked"), hang)
     slow = Scripted(SendError(SendReason.TIMEOUT, SendScope.ATTEMPT, "no answer", retry_after=300))
     channels = {"revoked": revoked, "slow": slow}

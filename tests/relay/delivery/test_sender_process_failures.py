@@ -85,7 +85,7 @@ async def test_one_that_says_nothing_is_killed_before_anybody_else_may_send(send
     first = await process_of(send)
     if how == "stopped":
         os.kill(first, signal.SIGSTOP)
-    out = outgoing("block", seconds=1.0, lease=5)
+    out = outgoing("block", seconds=0.5, lease=2.5)
     attempted = await send(out, never)
     assert asyncio.get_running_loop().time() < out.lease_ends
     assert has_exited(first)

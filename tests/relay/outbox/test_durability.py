@@ -287,8 +287,9 @@ def drop_all(engine: Engine) -> None:
 
 @each_store
 async def test_an_emptied_database_is_503_with_the_reason_and_no_tables_are_made(
-    database: DatabaseUrl, tmp_path: Path
+    database: DatabaseUrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.relay.delivery.worker.STOP_SECONDS", 0.1)
     configuration = settings(tmp_path, {"one": Scripted()}).model_copy(update={"database": database})
     async with served(configuration) as client:
         assert (await post(client, webhook_of()))[0] == 202
@@ -346,7 +347,11 @@ _DAMAGE = """
 
 
 @each_store
-async def test_what_the_workers_cannot_read_the_intake_does_not_accept(tmp_path: Path, database: DatabaseUrl) -> None:
+async def test_what_the_workers_cannot_read_the_intake_does_not_accept(
+    tmp_path: Path, database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.relay.outbox.store._DAMAGE_SECONDS", 1.0)
+    monkeypatch.setattr("services.relay.delivery.worker.RETRY_SECONDS", 0.05)  # so that it is met all the time
     refused = SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 500")
     given = settings(tmp_path, {"one": Scripted(*[refused] * 99)}, delivery={"backoff_initial": "1ms"})
     given = given.model_copy(update={"database": database})
