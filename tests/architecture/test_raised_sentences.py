@@ -36,12 +36,16 @@ def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
     names = {each.name for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler) and each.name}
     sentences = {text for name in names for text in (f"str({name})", *(f"{name}.{field}" for field in FIELDS))}
     for node in ast.walk(tree):
-        if sentences and isinstance(node, ast.Compare) and sentences.intersection(map(ast.unparse, node.comparators)):
+        if isinstance(node, ast.Compare) and sentences.intersection(map(_read_name, node.comparators)):
             yield node
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CUTS:
-            separators = [ast.unparse(each) for each in node.args[:1]]
-            if separators == ["'; '"] or (separators and ast.unparse(node.func.value) in sentences):
+            if node.args and (ast.unparse(node.args[0]) == "'; '" or _read_name(node.func.value) in sentences):
                 yield node
+
+
+def _read_name(node: ast.expr) -> str:
+    """The text of what may name an error or a field of it."""
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute | ast.Call) else ""
 
 
 def test_no_sentence_of_an_error_is_longer_than_the_limit() -> None:

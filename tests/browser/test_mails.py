@@ -6,6 +6,8 @@ from playwright.async_api import Browser, expect
 from tests.browser.accessibility import COLOURS, find_overflow, find_violations
 from tests.browser.mail_pictures import list_scenes, open_mail
 
+pytestmark = pytest.mark.played
+
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 

@@ -12,6 +12,8 @@ from tests.browser.senders import CRITICAL, Senders
 from tests.relay.acknowledgement.pressed_relay import build_settings, open_relay
 from tests.relay.served_relay import until
 
+pytestmark = pytest.mark.played
+
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 

@@ -57,6 +57,7 @@ async def _dead_ends(running: stack.Stack, state: dict[str, Any]) -> list[str]:
     return found
 
 
+@pytest.mark.played
 async def test_a_broken_key_reaches_all_three_channels_and_so_does_the_all_clear(tmp_path: Path) -> None:
     before = _children()
     found_hops: list[timeline.Hop] = []

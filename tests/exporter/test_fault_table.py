@@ -144,6 +144,7 @@ async def kms() -> AsyncIterator[Emulator]:
         yield running
 
 
+@pytest.mark.played
 async def test_each_fault_is_seen_under_its_reason_and_over_with_the_next_round_trips(
     kms: Emulator, record: Watched, request: pytest.FixtureRequest
 ) -> None:

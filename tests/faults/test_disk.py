@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture(params=["tmpfs", "quota"])
+@pytest.fixture(params=["tmpfs", pytest.param("quota", marks=pytest.mark.played)])
 def disk(request: pytest.FixtureRequest, folder: Path) -> Iterator[Disk]:
     if request.param == "quota":
         yield Quota(folder)
@@ -51,6 +51,7 @@ async def test_full_disk(folder: Path, disk: Disk, scenario: Scenarios) -> None:
     assert verdict.late == []
 
 
+@pytest.mark.played
 async def test_locked_database(folder: Path, scenario: Scenarios) -> None:
     trial = scenario(database_url.create_sqlite_url(folder / "relay.db"))
     async with trial.relay() as relay:
@@ -68,6 +69,7 @@ async def test_locked_database(folder: Path, scenario: Scenarios) -> None:
     assert verdict.late == []
 
 
+@pytest.mark.played
 async def test_read_only_folder(folder: Path, scenario: Scenarios) -> None:
     if os.geteuid() == 0 and not shutil.which("setpriv"):
         pytest.skip("root may write everywhere, and there is no setpriv that takes the privilege away")

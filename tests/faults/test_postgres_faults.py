@@ -1,5 +1,6 @@
 """A PostgreSQL that stops and starts, does not answer, and loses the connection in the middle of a commit."""
 
+import pytest
 import asyncio
 
 from shared.sql.database_url import DatabaseUrl
@@ -10,6 +11,8 @@ from tests.faults.proxy import Cut
 from tests.faults.scenario import meanwhile
 from tests.postgres import Postgres
 from tests.relay.served_relay import until
+
+pytestmark = pytest.mark.played
 
 
 async def test_postgresql_stopped_and_started(own_postgres: Postgres, scenario: Scenarios) -> None:

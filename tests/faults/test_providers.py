@@ -1,5 +1,6 @@
 """A provider that asks to wait, and one that refuses everything for a while: nobody else waits for it."""
 
+import pytest
 import asyncio
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,7 @@ async def test_retry_after_on_one_channel(tmp_path: Path, scenario: Scenarios) -
     assert verdict.states["dead"] == sum(verdict.duplicates.values()) == len(verdict.late) == 0
 
 
+@pytest.mark.played
 async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> None:
     """Everything arrives, and nobody is told so: Slack is asked, and the others know a repeat by its key."""
     trial = scenario(database_url.create_sqlite_url(tmp_path / "relay.db"))
@@ -61,6 +63,7 @@ async def test_answers_that_are_lost(tmp_path: Path, scenario: Scenarios) -> Non
     assert len(trial.providers.pagerduty.events) == 2 * len(trial.providers.pagerduty.incidents) == 10
 
 
+@pytest.mark.played
 async def test_answers_that_are_lost_many_times_in_a_row(
     database: DatabaseUrl, scenario: Scenarios, long: bool
 ) -> None:
@@ -75,6 +78,7 @@ async def test_answers_that_are_lost_many_times_in_a_row(
     assert trial.done["stale"] == len(verdict.late) == 0
 
 
+@pytest.mark.played
 async def test_a_token_revoked_while_a_message_whose_answer_was_lost_is_searched_for(
     database: DatabaseUrl, scenario: Scenarios
 ) -> None:
@@ -92,6 +96,7 @@ async def test_a_token_revoked_while_a_message_whose_answer_was_lost_is_searched
     assert trial.done["stale"] == 0
 
 
+@pytest.mark.played
 async def test_a_dead_letter_between_a_message_whose_answer_was_lost_and_the_next_one(
     database: DatabaseUrl, scenario: Scenarios
 ) -> None:
@@ -117,6 +122,7 @@ async def test_a_dead_letter_between_a_message_whose_answer_was_lost_and_the_nex
     assert len(trial.providers.slack.channels["#security-critical"].messages) == 1
 
 
+@pytest.mark.played
 async def test_token_revoked_for_an_hour_and_given_back(tmp_path: Path, scenario: Scenarios) -> None:
     database = database_url.create_sqlite_url(tmp_path / "relay.db")
     trial = scenario(database)

@@ -239,6 +239,7 @@ async def test_the_heartbeat_goes_on_reaching_the_relay_and_the_dead_mans_switch
             assert (token, body["receiver"], body["status"]) == (credentials, "watchdog", "firing")
 
 
+@pytest.mark.played
 async def test_a_relay_that_hangs_keeps_no_heartbeat_from_the_dead_mans_switch(
     alertmanager: str, sink: Sink, external: Sink, http: aiohttp.ClientSession
 ) -> None:

@@ -1,5 +1,6 @@
 """A proof from the exporter's metric to the relay's webhook, by a real Prometheus and a real Alertmanager."""
 
+import pytest
 import asyncio
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ ARRIVED = 30.0
 """Seconds: half of repeat_interval, after which Alertmanager also sends what it took for sent."""
 
 
+@pytest.mark.played
 async def test_each_proof_is_one_webhook_with_the_time_at_which_it_began(start: Start, tmp_path: Path) -> None:
     async with listening() as relay, serving(Scraped()) as exporter, aiohttp.ClientSession() as http:
         (tmp_path / "token").write_text("a-secret-token-of-tests\n")

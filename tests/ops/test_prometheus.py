@@ -15,6 +15,8 @@ from ops.demo.time_scale import scale_yaml
 from tests.ops.rules import FILES, GROUPS, PROMETHEUS
 from tests.sites import serve_site
 
+pytestmark = pytest.mark.played
+
 TIMEOUT = 90.0
 BURST_WINDOW = 5.0
 """Seconds of the demo's clock in which KMSDecryptionErrorsBurst counts."""

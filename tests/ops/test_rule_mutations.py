@@ -14,6 +14,8 @@ from tests.ops import (
 from tests.ops.rule_mutations import misled, mistaken, noticed, one_of
 from tests.ops.rules import ALERTS, RECORDINGS
 
+pytestmark = pytest.mark.played
+
 MUTATIONS = [
     *rule_mutants_crypto.MUTATIONS,
     *rule_mutants_data_keys.MUTATIONS,

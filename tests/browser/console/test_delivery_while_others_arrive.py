@@ -9,6 +9,8 @@ from tests.browser.accessibility import find_violations
 from tests.browser.console.served_console import open_console, open_page
 from tests.browser.lasting_page import lasting_page
 
+pytestmark = pytest.mark.played
+
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 

@@ -1,5 +1,6 @@
 """Whatever was there before, and wherever a run was cut off: it ends in the same state, and others' settings stay."""
 
+import pytest
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.iterations import LONG
 from tests.ops.audit.initial_states import BUCKET, FOREIGN_BINDING, PROJECT, half_done
 from tests.ops.audit.logs import LoggingWorld
 from tests.ops.audit.server import Stand
+
+pytestmark = pytest.mark.played
 
 DESIRED = DesiredState(
     PROJECT, frozenset({"serviceAccount:exporter@x"}), bigquery=True, bucket=BUCKET, location="europe-west3"

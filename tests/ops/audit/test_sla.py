@@ -99,6 +99,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(command.main, ["sla", "--month", "2026-03", *arguments])
 
 
+@pytest.mark.played
 async def test_a_month_is_counted_minute_by_minute_with_its_evidence_and_the_objectives_hold(
     prometheus: str, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_a_prometheus_that_does_not_answer_is_a_failure() -> None:
     assert "cannot be reached" in result.stderr
 
 
+@pytest.mark.played
 async def test_no_month_is_counted_from_a_part_of_the_data(start: Start, tmp_path: Path) -> None:
     """As where a Prometheus, or a Thanos, cannot ask one of its stores: it answers with the others, and a warning."""
     unreachable = [{"url": "http://127.0.0.1:1/read", "read_recent": True}]
@@ -275,6 +277,7 @@ FIRST: Any = at("2026-03-01T08:01")
         ),
     ],
 )
+@pytest.mark.played
 async def test_an_answer_that_is_no_number_of_each_minute_is_no_evidence(answer: Any) -> None:
     asked: list[str] = []
 

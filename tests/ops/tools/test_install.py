@@ -44,6 +44,7 @@ def test_a_python_that_is_too_old(checkout: Path, tmp_path: Path) -> None:
     assert "is older; name another with PYTHON=python3.12" in done.stderr
 
 
+@pytest.mark.played
 def test_no_network_is_one_sentence(checkout: Path) -> None:
     # A port that nobody listens on, and no second try.
     nowhere = {
