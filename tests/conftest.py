@@ -141,9 +141,9 @@ def postgres_database(shared_postgres: Postgres) -> Iterator[DatabaseUrl]:
     shared_postgres.drop(database)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=USUAL_STORES)
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
-    """An empty database: the test runs once with each kind."""
+    """An empty database."""
     if request.param == "sqlite":
         return database_url.create_sqlite_url(tmp_path / "relay.db")
     url: DatabaseUrl = request.getfixturevalue("postgres_database")

@@ -12,3 +12,4 @@ from tests.iterations import LONG
 STORES: Final = ("sqlite", "postgresql")
 USUAL_STORES: Final = STORES if LONG else STORES[:1]
 each_store: Final = pytest.mark.parametrize("database", STORES, indirect=True)
+each_empty_database: Final = pytest.mark.parametrize("empty_database", STORES, indirect=True)

@@ -36,11 +36,14 @@ def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
     names = {each.name for each in ast.walk(tree) if isinstance(each, ast.ExceptHandler) and each.name}
     sentences = {text for name in names for text in (f"str({name})", *(f"{name}.{field}" for field in FIELDS))}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and sentences.intersection(map(_read_name, node.comparators)):
+        if (isinstance(node, ast.Compare) and sentences.intersection(map(_read_name, node.comparators))) or (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in _CUTS
+            and node.args
+            and (ast.unparse(node.args[0]) == "'; '" or _read_name(node.func.value) in sentences)
+        ):
             yield node
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CUTS:
-            if node.args and (ast.unparse(node.args[0]) == "'; '" or _read_name(node.func.value) in sentences):
-                yield node
 
 
 def _read_name(node: ast.expr) -> str:

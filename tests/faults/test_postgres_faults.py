@@ -1,7 +1,8 @@
 """A PostgreSQL that stops and starts, does not answer, and loses the connection in the middle of a commit."""
 
-import pytest
 import asyncio
+
+import pytest
 
 from shared.sql.database_url import DatabaseUrl
 from tests.faults import proxy

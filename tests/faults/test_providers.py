@@ -1,10 +1,11 @@
 """A provider that asks to wait, and one that refuses everything for a while: nobody else waits for it."""
 
-import pytest
 import asyncio
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.outbox.tables import DeliveryState

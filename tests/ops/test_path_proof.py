@@ -1,12 +1,12 @@
 """A proof from the exporter's metric to the relay's webhook, by a real Prometheus and a real Alertmanager."""
 
-import pytest
 import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from ops.demo.time_scale import scale_yaml
 from tests.ops.conftest import Start

@@ -1,9 +1,9 @@
 """Whatever was there before, and wherever a run was cut off: it ends in the same state, and others' settings stay."""
 
-import pytest
 from copy import deepcopy
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -25,6 +25,7 @@ from shared.keyring.administration import (
 from shared.kms import retries
 from tests.key_versions import Versions
 from tests.rotator.drivers.conftest import KINDS, Backend
+from tests.stores import each_empty_database
 
 NEW_DEK, REWRAP = RotationType.NEW_DEK, RotationType.REWRAP_KEK
 RELOADED = JournalEntry(step=JournalStep.RELOAD, outcome=StepOutcome.SUCCEEDED)
@@ -48,6 +49,7 @@ def test_every_kind_is_listed() -> None:
     assert KINDS == ("admin_api", "command", "sql")
 
 
+@each_empty_database
 async def test_a_new_data_key_is_rotated_once_whoever_asks_again(keyring: Administration, backend: Backend) -> None:
     await backend.put("before", b"kept")
     done = await rotate(keyring, NEW_DEK, "once")
@@ -63,6 +65,7 @@ async def test_a_new_data_key_is_rotated_once_whoever_asks_again(keyring: Admini
     assert [await backend.get(record) for record in ("before", "after")] == [b"kept", b"new"]
 
 
+@each_empty_database
 async def test_data_keys_are_re_wrapped_in_batches_and_stay_what_they_are(
     keyring: Administration, backend: Backend, versions: Versions
 ) -> None:
@@ -78,6 +81,7 @@ async def test_data_keys_are_re_wrapped_in_batches_and_stay_what_they_are(
     assert await backend.get("before") == b"kept"
 
 
+@each_empty_database
 async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> None:
     request = RotateRequest(rotation_id="r", type=NEW_DEK, token="none", caller="a test")
     done = (await rotate(keyring, NEW_DEK, "done")).rotation_id
@@ -100,6 +104,7 @@ async def test_without_the_lease_nothing_is_changed(keyring: Administration) -> 
             await keyring.release_lease(lease.token)
 
 
+@each_empty_database
 async def test_a_rotation_is_undone_and_its_steps_are_recorded(keyring: Administration) -> None:
     (before,) = await keyring.list_keys()
     await rotate(keyring, NEW_DEK, "undone")
@@ -126,6 +131,7 @@ async def test_a_rotation_is_undone_and_its_steps_are_recorded(keyring: Administ
         await keyring.rollback("unheard-of", lease.token)
 
 
+@each_empty_database
 async def test_a_journal_entry_that_could_not_be_read_again_is_refused(keyring: Administration) -> None:
     lease = await keyring.acquire_lease("a test", 60)
     for entry in (
@@ -140,6 +146,7 @@ async def test_a_journal_entry_that_could_not_be_read_again_is_refused(keyring: 
     assert (await keyring.count_key_usage()).backups == ()
 
 
+@each_empty_database
 async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
     keyring: Administration, backend: Backend, versions: Versions
 ) -> None:
@@ -158,6 +165,7 @@ async def test_a_journal_entry_that_cannot_be_read_is_counted_and_blocks_retire(
     await keyring.retire_version("2", lease.token)
 
 
+@each_empty_database
 async def test_what_kms_refuses_is_reported_and_retried_by_nobody(keyring: Administration, emulator: Emulator) -> None:
     lease = await keyring.acquire_lease("a test", 60)
     emulator.faults.add(EmulatorFault(kind="denied", operation="Encrypt"))
@@ -167,6 +175,7 @@ async def test_what_kms_refuses_is_reported_and_retried_by_nobody(keyring: Admin
     assert not isinstance(refused.value, (RefusedError, UnreachableError))
 
 
+@each_empty_database
 async def test_a_kms_that_is_not_there_for_longer_than_it_is_tried_may_be_retried(
     keyring: Administration, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from shared.kms.gcp.settings import GcpKeySettings
 from shared.sql.database_url import create_sqlite_url
 from tests.key_versions import KEY
 from tests.rotator.drivers.conftest import Backend, Serve
+from tests.stores import each_empty_database
 
 KMS = GcpKeySettings(key=KEY)
 
@@ -34,6 +35,7 @@ async def test_a_file_that_is_not_there_is_never_made(tmp_path: Path) -> None:
     assert not await asyncio.to_thread(file.exists)
 
 
+@each_empty_database
 async def test_a_database_without_a_keyring_is_refused(empty_database: URL) -> None:
     await (await Database.open(empty_database)).close()
     with pytest.raises(RefusedError, match=r"no table data_keys .*; expected the database of the service"):
@@ -48,6 +50,7 @@ async def test_a_database_that_does_not_answer_may_be_retried() -> None:
     assert "hunter2" not in str(raised.value)
 
 
+@each_empty_database
 async def test_records_that_are_not_there_are_named(backend: Backend) -> None:
     records = {"table": "letters", "data_key_column": "key"}
     with pytest.raises(RefusedError, match=r"no table letters with a column key; correct driver.records"):
@@ -58,6 +61,7 @@ async def test_records_that_are_not_there_are_named(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "statement", ["DROP TABLE keyring_schema", "DROP TABLE keyring_local_key", "UPDATE keyring_schema SET version = 99"]
 )
+@each_empty_database
 async def test_a_keyring_of_another_version_is_refused_and_left_as_it_is(backend: Backend, statement: str) -> None:
     await backend.execute(statement)
     with pytest.raises(RefusedError, match="the keyring's tables are of another version; run the rotator in the ver"):
@@ -68,6 +72,7 @@ async def test_a_keyring_of_another_version_is_refused_and_left_as_it_is(backend
             await backend.execute(statement)
 
 
+@each_empty_database
 async def test_without_records_none_are_counted(backend: Backend) -> None:
     await backend.put("a", b"x")
     async with backend.connected("sql", records=None) as keyring:
@@ -76,6 +81,7 @@ async def test_without_records_none_are_counted(backend: Backend) -> None:
         assert [version.records for version in (await keyring.count_key_usage()).versions] == [1]
 
 
+@each_empty_database
 async def test_what_the_local_key_wraps_is_named_and_left_as_it_is(
     serve: Serve, empty_database: URL, emulator: Emulator
 ) -> None:

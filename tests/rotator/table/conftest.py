@@ -10,11 +10,13 @@ import pytest
 from sqlalchemy import URL
 
 from tests import memory_kms, ram_disk
+from tests.iterations import LONG
 from tests.mariadb import MariaDb
 from tests.rotator.table.tenants import Tenants
 
 KEY = "vault/tenants"
 _FIXTURES = {"sqlite": "sqlite_url", "postgresql": "postgres_database", "mariadb": "mariadb_database"}
+each_database = pytest.mark.parametrize("any_database", _FIXTURES, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +48,9 @@ def sqlite_url(tmp_path: Path) -> URL:
     return URL.create("sqlite", database=str(tmp_path / "app.db"))
 
 
-@pytest.fixture(params=_FIXTURES)
-def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """An empty database: the test runs once with each kind."""
+@pytest.fixture(params=list(_FIXTURES) if LONG else ["sqlite"])
+def any_database(request: pytest.FixtureRequest) -> URL:
+    """An empty database: of each kind where the test is marked so."""
     found: URL = request.getfixturevalue(_FIXTURES[request.param])
     return found
 

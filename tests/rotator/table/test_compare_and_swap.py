@@ -8,7 +8,10 @@ from sqlalchemy import URL
 from shared.keyring.database import Database
 from shared.keyring.external.table import Encoding, Row, TableLayout, open_table
 from tests.memory_kms import StoredKey
+from tests.rotator.table.conftest import each_database
 from tests.rotator.table.tenants import Tenants
+
+pytestmark = each_database
 
 LAYOUT = TableLayout("t", ("id",), "dek", Encoding.HEX, where="gone IS NULL")
 COLLATIONS = {"sqlite": " COLLATE NOCASE", "mariadb": " COLLATE utf8mb4_general_ci"}

@@ -14,9 +14,11 @@ from services.rotator.runner import rollback, run
 from shared.keyring.administration import RotationType
 from shared.process.doctor import run_doctor
 from tests.memory_kms import StoredKey
-from tests.rotator.table.conftest import KEY
+from tests.rotator.table.conftest import KEY, each_database
 from tests.rotator.table.tenants import Tenants, aad, secret
 from tests.shared.keyring.external.test_encoding import STORED
+
+pytestmark = each_database
 
 Build = Callable[[URL], Tenants]
 REWRAP = RotationType.REWRAP_KEK

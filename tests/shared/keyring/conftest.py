@@ -1,23 +1,18 @@
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
 from ops.kms_emulator.emulator import Emulator
 from shared.kms.gcp.client import GcpKmsKey
-from shared.sql.database_url import create_sqlite_url
 from tests.key_versions import emulator_fixture, versions_fixture  # noqa: F401 - fixtures
 from tests.shared.keyring.keyring import KEY, Keyring, Meddled, opened
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """An empty database: the test runs once with each kind."""
-    if request.param == "sqlite":
-        return create_sqlite_url(tmp_path / "keyring.db")
-    database_url: URL = request.getfixturevalue("postgres_database")
-    return database_url
+@pytest.fixture
+def url(empty_database: URL) -> URL:
+    """An empty database."""
+    return empty_database
 
 
 @pytest.fixture

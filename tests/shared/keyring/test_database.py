@@ -14,6 +14,7 @@ from shared.keyring.database import Database, DatabaseError
 from shared.keyring.tables import TABLES as KEYRING_TABLES
 from shared.sql.database_url import DatabaseUrl, create_sqlite_url
 from tests.stopwatch import Stopwatch
+from tests.stores import each_empty_database
 
 TABLES = MetaData()
 _numbers = Table("numbers", TABLES, Column("number", Integer, primary_key=True))
@@ -151,6 +152,7 @@ async def test_nothing_is_written_into_a_file_that_was_removed_or_replaced(datab
 
 
 @pytest.mark.parametrize("statement", ["UPDATE keyring_schema SET version = 3", "DROP TABLE keyring_schema"])
+@each_empty_database
 async def test_the_keyring_of_another_version_of_keypulse_is_refused_in_a_sentence(
     empty_database: DatabaseUrl, statement: str
 ) -> None:
@@ -161,6 +163,7 @@ async def test_the_keyring_of_another_version_of_keypulse_is_refused_in_a_senten
         await Database.open(empty_database, KEYRING_TABLES)
 
 
+@each_empty_database
 async def test_a_keyring_without_its_data_keys_is_refused_in_a_sentence(empty_database: DatabaseUrl) -> None:
     database = await Database.open(empty_database, KEYRING_TABLES)
     await database.write(lambda connection: connection.execute(text("DROP TABLE data_keys")).close())

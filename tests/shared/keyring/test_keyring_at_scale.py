@@ -16,7 +16,7 @@ from tests.iterations import LONG
 from tests.shared.keyring.fake_kms import FakeKms
 from tests.shared.keyring.keyring import REWRAP, Keyring, insert_rows, opened, secret_of
 
-NUMBER = 100_000 if LONG else 4_000
+NUMBER = 100_000 if LONG else 2_000
 MEBIBYTE = 1024 * 1024
 
 

@@ -12,6 +12,7 @@ from shared.keyring.tables import TABLES, rotation_lease
 from tests.conftest import Until
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import Keyring, Meddled, entry
+from tests.stores import each_empty_database
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ async def _end(database: Database) -> None:
     )
 
 
+@each_empty_database
 async def test_of_many_that_ask_at_once_one_gets_it(free: LocalAdministration, url: URL, keyring: Keyring) -> None:
     other = await Database.open(url, TABLES)
     try:
@@ -39,11 +41,13 @@ async def test_of_many_that_ask_at_once_one_gets_it(free: LocalAdministration, u
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 3601, float("nan")])
+@each_empty_database
 async def test_a_lease_is_for_a_bounded_time(free: LocalAdministration, seconds: float) -> None:
     with pytest.raises(RefusedError, match="up to 3600 s"):
         await free.acquire_lease("one", seconds)
 
 
+@each_empty_database
 async def test_the_database_contains_no_token(free: LocalAdministration, keyring: Keyring) -> None:
     try_to_acquire = await free.acquire_lease("one", 60)
     (row,) = await keyring.database.read(lambda connection: connection.execute(rotation_lease.select()).all())
@@ -51,7 +55,7 @@ async def test_the_database_contains_no_token(free: LocalAdministration, keyring
     assert try_to_acquire.token.encode() not in row.token
 
 
-@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
 async def test_a_dead_runners_lease_ends_by_postgresqls_clock_though_this_machines_stands_still(
     url: URL, free: LocalAdministration, keyring: Keyring, until: Until
 ) -> None:
@@ -74,7 +78,7 @@ async def test_a_dead_runners_lease_ends_by_postgresqls_clock_though_this_machin
         await database.close()
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 async def test_in_a_file_it_ends_by_the_clock_of_this_machine(url: URL, keyring: Keyring) -> None:
     now = 1000.0
     database = await Database.open(url, TABLES, clock=lambda: now)
@@ -91,6 +95,7 @@ async def test_in_a_file_it_ends_by_the_clock_of_this_machine(url: URL, keyring:
         await database.close()
 
 
+@each_empty_database
 async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_nothing_more(
     keyring: Keyring, versions: Versions, meddled: Meddled
 ) -> None:
@@ -116,6 +121,7 @@ async def test_a_runner_whose_lease_ended_or_was_taken_in_the_middle_writes_noth
     assert await keyring.keys() == before
 
 
+@each_empty_database
 async def test_one_that_a_clock_which_was_ahead_took_keeps_nobody_out_once_the_clock_is_right(
     free: LocalAdministration, keyring: Keyring
 ) -> None:

@@ -14,6 +14,7 @@ from shared.keyring.instances import InstanceHeartbeat
 from shared.keyring.model import LOCAL_KEK, DataKey, DataKeyStatus, WrappedKey
 from shared.keyring.store import DataKeyStore, OtherLocalKeyError
 from shared.keyring.tables import TABLES
+from tests.stores import each_empty_database
 
 NOW = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -37,12 +38,14 @@ def store(database: Database) -> DataKeyStore:
     return DataKeyStore(database)
 
 
+@each_empty_database
 async def test_a_wrap_by_another_local_key_than_the_known_one_is_not_stored(store: DataKeyStore) -> None:
     with pytest.raises(OtherLocalKeyError):
         await store.activate(_key("a"), expected_active=None, local_fingerprint=b"of another local key")
     assert await store.activate(_key("b"), expected_active=None)  # no key is known, so none is expected
 
 
+@each_empty_database
 async def test_tables_that_are_made_are_reported(url: URL) -> None:
     for expected in (["created tables in an empty database"], []):
         with capture_logs() as logs:
@@ -50,6 +53,7 @@ async def test_tables_that_are_made_are_reported(url: URL) -> None:
         assert [line["event"] for line in logs] == expected
 
 
+@each_empty_database
 async def test_a_successor_retires_the_active_key_that_it_expects_and_no_other_changes_anything(
     store: DataKeyStore,
 ) -> None:
@@ -62,6 +66,7 @@ async def test_a_successor_retires_the_active_key_that_it_expects_and_no_other_c
     assert await store.list_all() == (replace(old, status=DataKeyStatus.RETIRED), new)
 
 
+@each_empty_database
 async def test_of_many_that_activate_at_once_one_succeeds(url: URL, store: DataKeyStore) -> None:
     other = await Database.open(url, TABLES)  # as another process
     try:
@@ -75,6 +80,7 @@ async def test_of_many_that_activate_at_once_one_succeeds(url: URL, store: DataK
     assert len(await store.list_all()) == 1
 
 
+@each_empty_database
 async def test_the_database_itself_refuses_a_second_active_key(store: DataKeyStore, database: Database) -> None:
     await store.activate(_key("a"), expected_active=None)
     second = "SELECT 'b', status, wrapped, kek, kek_version, algorithm, fingerprint, 0, 0 FROM data_keys"
@@ -82,6 +88,7 @@ async def test_the_database_itself_refuses_a_second_active_key(store: DataKeySto
         await database.write(lambda connection: connection.execute(text("INSERT INTO data_keys " + second)))
 
 
+@each_empty_database
 async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_where_nobody_else_lives(
     database: Database, store: DataKeyStore
 ) -> None:
@@ -104,6 +111,7 @@ async def test_once_its_last_data_key_was_given_up_a_local_key_is_replaced_only_
     )
 
 
+@each_empty_database
 async def test_a_data_key_whose_row_is_stored_again_is_no_longer_given_up(
     database: Database, store: DataKeyStore
 ) -> None:

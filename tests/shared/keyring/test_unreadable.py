@@ -96,7 +96,7 @@ async def test_an_active_data_key_without_a_readable_id_is_replaced_by_another(
         }
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("value", ["x'ff'", "7", "7.5", "'text'"])
 @pytest.mark.parametrize(
     "column", ["wrapped", "fingerprint", "status", "kek", "algorithm", "id", "kek_version", "created_at"]

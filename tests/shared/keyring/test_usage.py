@@ -16,8 +16,10 @@ from shared.keyring.tables import data_keys, rotations
 from shared.kms.gcp.client import GcpKmsKey
 from tests.key_versions import Versions
 from tests.shared.keyring.keyring import KEY, NEW_DEK, OTHER_KEY, Keyring, Meddled, opened, secret_of
+from tests.stores import each_empty_database
 
 
+@each_empty_database
 async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
     url: URL, kms: GcpKmsKey, versions: Versions
 ) -> None:
@@ -47,6 +49,7 @@ async def test_data_keys_and_records_are_counted_by_the_version_that_they_need(
         assert census.encryptions == 7
 
 
+@each_empty_database
 async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up(url: URL, kms: GcpKmsKey) -> None:
     async with opened(url, kms, records=RECORDS_TABLE) as keyring:
         await (await Database.open(url, backend.TABLES)).close()
@@ -65,6 +68,7 @@ async def test_a_data_key_that_the_database_lost_is_counted_until_it_is_given_up
         assert census.unknown_usage == "1 data keys that records need and the database lacks"
 
 
+@each_empty_database
 async def test_the_latest_new_data_key_is_that_of_the_latest_rotation_whatever_the_clock_said(keyring: Keyring) -> None:
     await keyring.fill(1)
     await keyring.rotate(NEW_DEK, "ahead")
@@ -74,6 +78,7 @@ async def test_the_latest_new_data_key_is_that_of_the_latest_rotation_whatever_t
     assert (await keyring.administration.count_key_usage()).new_dek_at == latest.updated_at
 
 
+@each_empty_database
 async def test_a_version_that_something_is_wrapped_by_is_not_retired(keyring: Keyring, versions: Versions) -> None:
     await keyring.fill(2)
     with pytest.raises(RefusedError, match=r"k000 is still wrapped by version 1 of .* --type rewrap-kek, then retire"):
@@ -88,6 +93,7 @@ async def test_a_version_that_something_is_wrapped_by_is_not_retired(keyring: Ke
     assert [each.kek_version for each in (await keyring.administration.count_key_usage()).retired_versions] == ["1"]
 
 
+@each_empty_database
 async def test_nothing_is_wrapped_by_a_retired_version_any_more(
     keyring: Keyring, versions: Versions, meddled: Meddled
 ) -> None:
@@ -108,6 +114,7 @@ async def test_nothing_is_wrapped_by_a_retired_version_any_more(
     assert await keyring.keys() == before
 
 
+@each_empty_database
 async def test_a_version_that_is_retired_while_a_new_key_is_being_wrapped_by_it_does_not_get_that_key(
     keyring: Keyring, meddled: Meddled
 ) -> None:
@@ -117,6 +124,7 @@ async def test_a_version_that_is_retired_while_a_new_key_is_being_wrapped_by_it_
     assert await keyring.keys() == {}
 
 
+@each_empty_database
 async def test_of_many_pages_none_is_left_out_and_ids_are_in_the_order_of_their_bytes(keyring: Keyring) -> None:
     names = ["B", "a", "Z-1", "_", "b", "A", "é", "0"]
     for name in names:

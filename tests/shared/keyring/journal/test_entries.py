@@ -12,6 +12,7 @@ from shared.keyring.model import UNREADABLE_VERSION
 from shared.keyring.tables import journal_entries
 from shared.kms.port import MAX_VERSION_LENGTH
 from tests.shared.keyring.keyring import NEW_DEK, REWRAP, Keyring, entry
+from tests.stores import each_empty_database
 
 VERSIONS = ["1", "2", "autumn", "x" * MAX_VERSION_LENGTH, UNREADABLE_VERSION]
 BACKUP = entry(JournalStep.BACKUP, backup_name="a.backup", sha256="0123", needs=("1", "2"), rotation_type=REWRAP)
@@ -54,6 +55,7 @@ async def _count(keyring: Keyring) -> int:
     return len(await keyring.database.read(lambda connection: connection.execute(journal_entries.select()).all()))
 
 
+@each_empty_database
 async def test_backups_are_listed_with_what_they_need_the_oldest_first(keyring: Keyring) -> None:
     failed = entry(JournalStep.BACKUP, StepOutcome.FAILED, detail="no space")
     later = BACKUP.model_copy(update={"backup_name": "../b.backup", "needs": None})
@@ -96,6 +98,7 @@ CHANGED: list[dict[str, Any]] = [
 """What another program may make of the columns of a backup."""
 
 
+@each_empty_database
 async def test_an_entry_that_another_program_changed_is_counted_and_never_mistaken_for_a_backup_that_needs_less(
     keyring: Keyring,
 ) -> None:
@@ -109,6 +112,7 @@ async def test_an_entry_that_another_program_changed_is_counted_and_never_mistak
     assert len((await keyring.administration.count_key_usage()).backups) == 1
 
 
+@each_empty_database
 async def test_an_entry_that_can_be_read_blocks_nothing(keyring: Keyring) -> None:
     await _add(keyring, BACKUP)
     for columns in ({"rotation_type": None}, {"needs": '["", "7"]'}, {"detail": "x" * 5000}):
@@ -118,6 +122,7 @@ async def test_an_entry_that_can_be_read_blocks_nothing(keyring: Keyring) -> Non
         await _spoil(keyring, **to_columns(BACKUP))
 
 
+@each_empty_database
 async def test_a_plan_without_its_type_or_a_step_of_an_unknown_type_is_unreadable_too(keyring: Keyring) -> None:
     await _add(keyring, entry(JournalStep.PLAN, StepOutcome.NOTHING_TO_DO, rotation_type=NEW_DEK))
     assert (await keyring.administration.count_key_usage()).unreadable_entries == ()
