@@ -8,7 +8,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from services.rotator.app import SessionCommand, run_and_report
 from services.rotator.config import RotatorSettings
 from services.rotator.conformance import INTRODUCTION, run_conformance
 from services.rotator.doctor import open_checks
-from services.rotator.report import RotatorError
+from services.rotator.report import CommandOutcome, RotatorError
 from services.rotator.retirement import destroy_version, retire_version
 from services.rotator.runner import restore_backup, resume, rollback, run
 from shared import VERSION
@@ -38,6 +39,7 @@ Examples:
   keypulse-rotator plan --config rotator.yml
   keypulse-rotator run --type rewrap-kek --config rotator.yml --dry-run
   keypulse-rotator run --type new-dek --config rotator.yml
+  keypulse-rotator run --all --config rotator.yml
   keypulse-rotator resume --config rotator.yml
   keypulse-rotator rollback --config rotator.yml
   keypulse-rotator census --config rotator.yml --json
@@ -69,7 +71,21 @@ def _add_options(command: Command) -> Command:
 
 def _run_command(name: str, config: Path | None, as_json: bool, command: SessionCommand) -> None:
     settings = load_settings_or_exit(RotatorSettings, config)
-    sys.exit(run_and_report(name, settings, str(config or "rotator.yml"), command, os.environ, as_json=as_json))
+    _run_commands(settings, config, {name: command}, as_json=as_json)
+
+
+def _run_commands(
+    settings: RotatorSettings, config: Path | None, commands: Mapping[str, SessionCommand], *, as_json: bool
+) -> None:
+    """Runs one after the other, also after one that failed, and exits with 1 if any did."""
+    code = 0
+    for command, run_command in commands.items():
+        name = command.partition(" ")[0]
+        outcome = run_and_report(name, settings, str(config or "rotator.yml"), run_command, os.environ, as_json=as_json)
+        code = code if outcome.is_success else 1
+        if outcome is CommandOutcome.STOPPED:
+            break
+    sys.exit(code)
 
 
 @main.command()
@@ -83,19 +99,22 @@ def plan(config: Path | None, *, as_json: bool, type_: str | None) -> None:
 
 @main.command("run")
 @_add_options
-@click.option("--type", "type_", type=_TYPES, required=True, help="What is rotated.")
+@click.option("--type", "type_", type=_TYPES, help="What is rotated.")
+@click.option("--all", "is_all", is_flag=True, help="Resume what was left, then rotate each type of the driver.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-def run_(config: Path | None, *, as_json: bool, type_: str, dry_run: bool) -> None:
+def run_(config: Path | None, *, as_json: bool, type_: str | None, is_all: bool, dry_run: bool) -> None:
     """Rotate, if there is something to do; never prompts."""
-    rotation_type = RotationType(type_)
+    if is_all is (type_ is not None):
+        raise click.UsageError("expected one of --type TYPE and --all")
+    types = (RotationType(type_),) if type_ else tuple(RotationType)
     if dry_run:
-        _run_command(
-            "plan",
-            config,
-            as_json,
-            lambda session: inspection.show_plans(session, (rotation_type,), f"run --type {rotation_type} --dry-run"),
-        )
-    _run_command("run", config, as_json, lambda session: run(session, rotation_type))
+        typed = f"run {f'--type {type_}' if type_ else '--all'} --dry-run"
+        _run_command("plan", config, as_json, lambda session: inspection.show_plans(session, types, typed))
+    settings = load_settings_or_exit(RotatorSettings, config)
+    commands: dict[str, SessionCommand] = {} if type_ else {"resume": resume}
+    for each in types if type_ else settings.driver.rotation_types:
+        commands[f"run --type {each}"] = partial(run, type_=each)
+    _run_commands(settings, config, commands, as_json=as_json)
 
 
 @main.command("resume")

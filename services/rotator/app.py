@@ -97,8 +97,8 @@ def run_and_report(
     environ: Mapping[str, str],
     *,
     as_json: bool,
-) -> int:
-    """Does `run` and shows its report; `config` is how the file of the settings was named. Returns the exit code."""
+) -> CommandOutcome:
+    """Does `run` and shows its report; `config` is how the file of the settings was named."""
     logs.configure("rotator", line_format="logfmt")
     with open_progress() as report_progress:
         report = asyncio.run(run_to_report(command, settings, run, report_progress))
@@ -111,7 +111,7 @@ def run_and_report(
         )
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
         _append_to_file(Path(summary), text)
-    return 1 if report.outcome is CommandOutcome.FAILED else 0
+    return report.outcome
 
 
 def _append_to_file(file: Path, text: str) -> None:
@@ -134,7 +134,8 @@ async def run_to_report(
     try:
         report = await running
     except asyncio.CancelledError:
-        report = _build_failure_report("it was stopped by a signal; what was done stays", "status")
+        stopped = _build_failure_report("it was stopped by a signal; what was done stays", "status")
+        report = stopped.model_copy(update={"outcome": CommandOutcome.STOPPED})
     except RotatorError as error:
         report = _build_failure_report(error.message, *error.next_commands)
     except (AdministrationError, BackupError) as error:

@@ -94,6 +94,12 @@ class CommandOutcome(StrEnum):
     DONE = "done"
     NOTHING_TO_DO = "nothing to do"
     FAILED = "failed"
+    STOPPED = "stopped"
+    """By a signal: nothing follows it."""
+
+    @property
+    def is_success(self) -> bool:
+        return self in (CommandOutcome.DONE, CommandOutcome.NOTHING_TO_DO)
 
 
 class BackupReport(BackupSummary):
@@ -148,13 +154,13 @@ _UNKNOWN_USES: Final = (
     "No API knows what applications decrypt by themselves, and the provider's inventory is late and incomplete: "
     "that it names nothing is no proof."
 )
-_OUTCOME_SYMBOLS: Final = {CommandOutcome.DONE: "✓", CommandOutcome.NOTHING_TO_DO: "-", CommandOutcome.FAILED: "✗"}
+_OUTCOME_SYMBOLS: Final = {CommandOutcome.DONE: "✓", CommandOutcome.NOTHING_TO_DO: "-"}
 
 
 def format_markdown(report: CommandReport, config: str) -> str:
     """For a person, in a terminal or a summary of GitHub's; `config` is how the configuration was named."""
     lines = [
-        f"## {_OUTCOME_SYMBOLS[report.outcome]} {PROGRAM} {report.command}: {report.outcome}",
+        f"## {_OUTCOME_SYMBOLS.get(report.outcome, '✗')} {PROGRAM} {report.command}: {report.outcome}",
         "",
         _escape_cell(report.summary),
     ]

@@ -102,7 +102,7 @@ async def test_nothing_that_it_prints_or_keeps_shows_a_data_key_or_a_wrapped_one
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("run", "--config", "{config}"), "Missing option '--type'"),
+        (("run", "--config", "{config}"), "expected one of --type TYPE and --all"),
         (("run", "--type", "both", "--config", "{config}"), "'both' is not one of"),
         (("retire", "1", "--config", "{config}"), "Missing option '--confirm'"),
         (("destroy", "1", "--confirm", "2", "--config", "{config}"), "--confirm: expected the same version, 1, got 2"),

@@ -128,7 +128,6 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
     "the rotator by SQL": {
         "rotator": {
             "suspend": False,
-            "types": ["rewrap-kek"],
             "postgres": {"existingSecret": "postgres"},
             "config": {
                 "driver": {"kind": "sql", "database": "postgresql://rotator@postgres.databases.svc:6432/ledger"},

@@ -83,7 +83,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "at '/exporter/mode': value must be one of 'deployment', 'sidecar', 'off'",
     ),
     "no environment": ({"env": ""}, "at '/env': minLength: got 0, want 1"),
-    "nothing to rotate": ({"rotator": {"types": []}}, "at '/rotator/types': minItems: got 0, want 1"),
     "a rule of a part that is none": (
         {"networkPolicy": {"ingress": {"prometheus": []}}},
         "at '/networkPolicy/ingress': additional properties 'prometheus' not allowed",
