@@ -11,8 +11,6 @@ from tests.memory_kms import StoredKey
 from tests.rotator.table.conftest import each_database
 from tests.rotator.table.tenants import Tenants
 
-pytestmark = each_database
-
 LAYOUT = TableLayout("t", ("id",), "dek", Encoding.HEX, where="gone IS NULL")
 COLLATIONS = {"sqlite": " COLLATE NOCASE", "mariadb": " COLLATE utf8mb4_general_ci"}
 
@@ -28,6 +26,7 @@ COLLATIONS = {"sqlite": " COLLATE NOCASE", "mariadb": " COLLATE utf8mb4_general_
         ("DELETE FROM t", False),
     ],
 )
+@each_database
 async def test_a_row_that_was_changed_since_it_was_read_stays_as_it_is(
     build: Callable[[URL], Tenants], kms_key: StoredKey, any_database: URL, change: str | None, is_changed: bool
 ) -> None:

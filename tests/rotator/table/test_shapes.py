@@ -18,8 +18,6 @@ from tests.rotator.table.conftest import KEY, each_database
 from tests.rotator.table.tenants import Tenants, aad, secret
 from tests.shared.keyring.external.test_encoding import STORED
 
-pytestmark = each_database
-
 Build = Callable[[URL], Tenants]
 REWRAP = RotationType.REWRAP_KEK
 
@@ -50,6 +48,7 @@ async def test_each_encoding_is_written_as_it_was_read(
     assert await tenants.execute("SELECT dek FROM keys ORDER BY id") == [(before,), (None,)]
 
 
+@each_database
 async def test_ids_of_several_columns_and_names_that_need_quotes(
     build: Build, kms_key: StoredKey, any_database: URL
 ) -> None:
@@ -174,6 +173,7 @@ async def test_a_table_of_another_database_of_mariadb_has_its_journal_there(
         ("INTEGER", [(1, 2), (None, 2)]),
     ],
 )
+@each_database
 async def test_a_version_is_written_in_the_form_in_which_it_was_read(
     build: Build, kms_key: StoredKey, any_database: URL, column: str, versions: list[tuple[object, object]]
 ) -> None:
