@@ -23,6 +23,7 @@ from tests.relay.channels.kinds import (
     EVERY_KIND_WITH_A_URL,
     EVERY_REMOTE_KIND,
     HTTP_KINDS,
+    REMOTE_KINDS,
     STATUS_DECIDES,
     failure,
     unused_address,
@@ -40,29 +41,31 @@ async def silence(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -
         pass
 
 
-@EVERY_REMOTE_KIND
-async def test_a_provider_that_never_answers_costs_no_more_than_the_timeout(
-    kind: str, secret_file: Path, tcp: TcpServer
-) -> None:
-    watch = Stopwatch()
-    error = await failure(kind, secret_file, await tcp(silence), timeout=1)  # in which it connects
-    assert (error.reason, error.scope) == (SendReason.TIMEOUT, SendScope.ATTEMPT)
-    assert error.maybe_arrived is (kind in HTTP_KINDS)  # a mail server that does not even greet was told nothing
+async def test_a_provider_that_never_answers_costs_no_more_than_the_timeout(secret_file: Path, tcp: TcpServer) -> None:
+    provider, watch = await tcp(silence), Stopwatch()
+    errors = await asyncio.gather(*(failure(kind, secret_file, provider, timeout=1) for kind in REMOTE_KINDS))
     assert watch.seconds < 2.8
+    for kind, error in zip(REMOTE_KINDS, errors, strict=True):
+        assert (error.reason, error.scope) == (SendReason.TIMEOUT, SendScope.ATTEMPT), kind
+        assert error.maybe_arrived is (kind in HTTP_KINDS), kind  # a mail server that does not greet was told nothing
 
 
-@EVERY_REMOTE_KIND
-async def test_what_was_taken_and_answered_too_late_may_have_arrived(
-    kind: str, secret_file: Path, providers: Providers
-) -> None:
-    providers.answer_late(kind)
-    channel = settings(providers.example(kind, secret_file)).connect(1.5)  # in which it arrives
-    with pytest.raises(SendError) as raised:
-        await send(channel, message())
-    await channel.close()
-    assert (raised.value.reason, raised.value.scope) == (SendReason.TIMEOUT, SendScope.ATTEMPT)
-    assert raised.value.maybe_arrived
-    assert len(providers.arrived(kind)) == 1
+async def test_what_was_taken_and_answered_too_late_may_have_arrived(secret_file: Path, providers: Providers) -> None:
+    async def send_late(kind: str) -> SendError:
+        channel = settings(providers.example(kind, secret_file)).connect(1.5)  # in which it arrives
+        with pytest.raises(SendError) as raised:
+            await send(channel, message())
+        await channel.close()
+        return raised.value
+
+    for kind in REMOTE_KINDS:
+        providers.answer_late(kind)
+    errors = await asyncio.gather(*(send_late(kind) for kind in REMOTE_KINDS))
+    for kind, error in zip(REMOTE_KINDS, errors, strict=True):
+        assert (error.reason, error.scope) == (SendReason.TIMEOUT, SendScope.ATTEMPT), kind
+        assert error.maybe_arrived, kind
+    arrived = [tuple(providers.arrived(kind)) for kind in REMOTE_KINDS]  # the same for those that share a provider
+    assert all(len(each) == arrived.count(each) for each in arrived)
 
 
 @EVERY_HTTP_KIND_THAT_READS_ANSWERS
@@ -281,17 +284,17 @@ async def test_the_body_beside_an_http_status_changes_nothing(
 
 
 @EVERY_HTTP_KIND
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_not_followed(
-    kind: str, status: int, secret_file: Path, website: WebServer, requests: list[bytes]
+    kind: str, secret_file: Path, website: WebServer, requests: list[bytes]
 ) -> None:
     elsewhere = await website(200, '{"ok": true}', Content_Type="application/json")
-    provider = await website(status, Location=f"http://{elsewhere}/")
-    error = await failure(kind, secret_file, provider)
+    for number, status in enumerate((301, 302, 303, 307, 308), 1):
+        provider = await website(status, Location=f"http://{elsewhere}/")
+        error = await failure(kind, secret_file, provider)
+        assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL), status
+        assert f"HTTP {status}" in str(error)
+        assert len(requests) == number
     gc.collect()  # an unclosed answer would speak up now
-    assert (error.reason, error.scope) == (SendReason.MISCONFIGURED, SendScope.CHANNEL)
-    assert f"HTTP {status}" in str(error)
-    assert len(requests) == 1
 
 
 @EVERY_HTTP_KIND

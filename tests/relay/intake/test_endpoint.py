@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import aiohttp
+import httpx2
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
@@ -141,14 +142,17 @@ async def test_what_is_no_webhook_is_400_with_the_reason_and_its_body_is_kept(tm
 async def test_a_body_over_the_limit_is_413_and_its_beginning_is_kept(tmp_path: Path) -> None:
     # In process: a client over a socket may see the connection reset before it has sent all and reads the answer.
     configuration = settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})
-    async with run_relay(configuration, open_sender=open_local_sender) as app:
-        client = TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with (
+        run_relay(configuration, open_sender=open_local_sender) as app,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://relay", headers=headers) as client,
+    ):
         body = b"x" * (1024 * 1024 + 1)
-        response = await asyncio.to_thread(client.post, "/alerts", content=body)
+        response = await client.post("/alerts", content=body)
         assert response.status_code == 413
         assert response.json() == {"error": "the body is over 1048576 bytes, see intake.max_body"}
         assert response.headers["Connection"] == "close"
-        assert (await asyncio.to_thread(client.post, "/alerts", content=body[1:])).status_code == 400
+        assert (await client.post("/alerts", content=body[1:])).status_code == 400
     (largest, _), (over, beginning) = await quarantined(tmp_path)
     assert (over.code, largest.code) == (413, 400)
     assert over.body_bytes == largest.body_bytes == quarantine.MAX_BODY_BYTES

@@ -115,16 +115,21 @@ async def beside(tmp_path: Path) -> AsyncIterator[Beside]:
                 await task
 
 
-async def test_what_ends_while_it_is_silenced_or_inhibited_is_reported_as_over_and_what_goes_on_is_not(
-    beside: Beside,
-) -> None:
+async def test_what_ends_or_fires_again_behind_a_silence_is_reported(beside: Beside) -> None:
+    """Both at once beside one Alertmanager: they wait for its times and the relay's."""
+    await asyncio.gather(_let_muted_ones_end(beside), _fire_again_after_a_silence(beside))
+
+
+async def _let_muted_ones_end(beside: Beside) -> None:
+    """What ends is reported as over, and what goes on is not."""
     await beside.fire("Silenced", "GoesOn", "Ends", "Consequence")
     await beside.fire("Cause")
     for name in ("Silenced", "GoesOn"):
         await beside.silence(name)
     await until(lambda: beside.are_muted("Silenced", "GoesOn", "Consequence"))
-    for name, remark in (("Silenced", CLOSED_REMARK), ("Consequence", CLOSED_REMARK), ("Ends", "")):
-        await beside.end(name)
+    remarks = {"Silenced": CLOSED_REMARK, "Consequence": CLOSED_REMARK, "Ends": ""}
+    await asyncio.gather(*(beside.end(name) for name in remarks))
+    for name, remark in remarks.items():
         firing, resolved = await beside.events(name)
         assert resolved.remark == remark
         assert [alert.fingerprint for alert in resolved.alerts] == [alert.fingerprint for alert in firing.alerts]
@@ -133,9 +138,8 @@ async def test_what_ends_while_it_is_silenced_or_inhibited_is_reported_as_over_a
         assert [event.status for event in await beside.events(name)] == [Status.FIRING]
 
 
-async def test_an_alert_that_fires_again_after_its_silence_is_reported_though_alertmanager_would_wait_an_hour(
-    beside: Beside,
-) -> None:
+async def _fire_again_after_a_silence(beside: Beside) -> None:
+    """It is reported, though Alertmanager would wait an hour."""
     await beside.fire("A")
     silence = await beside.silence("A")
     await beside.end("A")
