@@ -74,6 +74,7 @@ async def test_a_key_that_fails_comes_to_the_first_page_and_is_reported(large_bo
     assert await large_board.evaluate("heard") == ["key-777: Failing, key_disabled at encrypt"]
 
 
+@pytest.mark.played
 async def test_when_all_of_them_change_at_once_the_page_is_whole(large_board: Page, hour: History) -> None:
     for name in NAMES:
         probe(hour, name, 0, Reason.UNAVAILABLE)
@@ -89,6 +90,7 @@ async def test_when_all_of_them_change_at_once_the_page_is_whole(large_board: Pa
     await expect(large_board.locator(".verdict")).to_have_text("All 1000 healthy")
 
 
+@pytest.mark.played
 async def test_the_filter_finds_one_of_a_thousand(large_board: Page) -> None:
     await large_board.get_by_role("searchbox").press_sequentially("key-999")
     await expect(large_board.locator("[data-kind=keys] h3")).to_have_text(["key-999"])

@@ -166,6 +166,7 @@ async def test_an_answer_that_is_an_error_is_named(chromium: Browser, watch: Wat
         await expect(page.get_by_role("status")).to_contain_text("Connection lost: the server answered 401.")
 
 
+@pytest.mark.played
 async def test_the_board_goes_on_with_an_exporter_that_was_restarted(
     chromium: Browser, reserved_address: Address
 ) -> None:
@@ -201,6 +202,7 @@ async def test_what_is_filtered_stays_filtered(board: Page, watch: Watched) -> N
     assert await board.evaluate("heard") == []  # a person knows what the filter did
 
 
+@pytest.mark.played
 async def test_a_tab_behind_another_asks_less_often_and_its_title_still_shows_it(
     chromium: Browser, watch: Watched
 ) -> None:

@@ -6,9 +6,7 @@ from playwright.async_api import Browser, expect
 from tests.browser.accessibility import COLOURS, find_overflow, find_violations
 from tests.browser.mail_pictures import list_scenes, open_mail
 
-pytestmark = pytest.mark.played
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+pytestmark = [pytest.mark.played, pytest.mark.asyncio(loop_scope="session")]  # with the browser
 
 
 async def test_every_mail_fits_a_phone_and_is_readable_on_light_and_dark_screens(chromium: Browser) -> None:

@@ -12,9 +12,7 @@ from tests.browser.senders import CRITICAL, Senders
 from tests.relay.acknowledgement.pressed_relay import build_settings, open_relay
 from tests.relay.served_relay import until
 
-pytestmark = pytest.mark.played
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+pytestmark = [pytest.mark.played, pytest.mark.asyncio(loop_scope="session")]  # with the browser
 
 
 async def test_what_arrives_appears_and_what_was_opened_stays_open(page: Page, senders: Senders) -> None:

@@ -116,6 +116,7 @@ async def test_a_dead_letter_is_retried_and_a_delivery_sent_elsewhere(chromium: 
 
 
 @pytest.mark.played
+@pytest.mark.played
 async def test_a_hundred_thousand_deliveries_are_paged_both_ways(chromium: Browser, tmp_path: Path) -> None:
     async with open_deliveries(tmp_path, 100_000) as seeded, open_page(chromium, f"{seeded.url}/deliveries") as page:
         rows = page.locator(".delivery-list tbody tr")

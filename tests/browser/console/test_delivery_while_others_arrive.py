@@ -9,9 +9,7 @@ from tests.browser.accessibility import find_violations
 from tests.browser.console.served_console import open_console, open_page
 from tests.browser.lasting_page import lasting_page
 
-pytestmark = pytest.mark.played
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
+pytestmark = [pytest.mark.played, pytest.mark.asyncio(loop_scope="session")]  # with the browser
 
 
 async def test_a_page_that_cannot_be_read_again_does_not_appear_live(chromium: Browser, tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ async def test_what_fails_is_named_with_what_to_do_and_no_alert_can_do_anything(
             await expect(page.locator("#plot-table tbody tr").first).to_contain_text("ms")
 
 
+@pytest.mark.played
 async def test_a_store_that_is_away_is_shown_and_what_was_known_is_old(chromium: Browser, tmp_path: Path) -> None:
     async with open_console(tmp_path) as console, open_page(chromium, f"{console.url}/") as page:
         await expect(page.locator(".open li")).to_have_count(1)

@@ -13,6 +13,7 @@ from tests.browser.console.served_console import open_page
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
 
 
+@pytest.mark.played
 async def test_a_month_is_a_picture_and_a_list_that_are_accessible_and_fit_a_phone(
     chromium: Browser, tmp_path: Path
 ) -> None:

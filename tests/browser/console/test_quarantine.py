@@ -45,6 +45,7 @@ async def test_dead_letters_are_retried_without_a_reload(chromium: Browser, tmp_
         await expect(page.get_by_text("Nothing was given up.")).to_be_visible()
 
 
+@pytest.mark.played
 async def test_who_is_about_to_retry_a_group_does_not_retry_another_that_grew_meanwhile(
     chromium: Browser, tmp_path: Path
 ) -> None:
