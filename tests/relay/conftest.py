@@ -29,5 +29,11 @@ async def store(database: DatabaseUrl) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
+def short_lock_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction waits for SQLite's lock for a tenth of its time."""
+    monkeypatch.setattr("shared.sql.engine.LOCK_SECONDS", 0.2)
+
+
+@pytest.fixture
 def rows(store: Store) -> Rows:
     return Rows(store)

@@ -1,15 +1,18 @@
 """The relay while PostgreSQL hangs: what it says of itself, what it answers, and how it stops."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 import psycopg
 import pytest
 
-from services.relay.intake.endpoint import MAX_CONCURRENT_WEBHOOKS
+from services.relay.intake import endpoint
 from services.relay.model import Status
+from services.relay.outbox import store
 from shared.sql.database_url import DatabaseUrl
+from shared.sql.engine import AnswerTimeout
 from tests import processes
 from tests.postgres import Postgres
 from tests.relay.outbox.frozen_postgresql import frozen
@@ -26,8 +29,13 @@ def database(own_postgres: Postgres) -> DatabaseUrl:
 
 
 async def test_it_says_so_and_answers_within_bounds(
-    tmp_path: Path, own_postgres: Postgres, database: DatabaseUrl
+    tmp_path: Path, own_postgres: Postgres, database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert store._REPLY_TIMEOUT < endpoint.ANSWER_SECONDS < 9, "Alertmanager gives up after 10 s"
+    monkeypatch.setattr(store, "_REPLY_TIMEOUT", 2.5)
+    monkeypatch.setattr(store, "AnswerTimeout", partial(AnswerTimeout, 2.5))
+    monkeypatch.setattr(endpoint, "ADMISSION_SECONDS", 2.3)
+    monkeypatch.setattr(endpoint, "ANSWER_SECONDS", 2.7)  # a third of each
     channel = Scripted()
     configuration = settings(tmp_path, {"one": channel}, database=database.render_as_string(hide_password=False))
     async with served(configuration) as client:
@@ -40,11 +48,11 @@ async def test_it_says_so_and_answers_within_bounds(
             assert "relay_outbox_deliveries{" not in text
             assert 'relay_webhooks_total{code="202"} 1.0' in text
             watch = Stopwatch()
-            storm = [webhook_of(group=str(number)) for number in range(MAX_CONCURRENT_WEBHOOKS + 32)]
+            storm = [webhook_of(group=str(number)) for number in range(endpoint.MAX_CONCURRENT_WEBHOOKS + 32)]
             answers = await asyncio.gather(*(post(client, body) for body in storm))
             assert {code for code, _ in answers} == {503}
             assert all("send it again" in str(answer) for _, answer in answers)
-            assert watch.seconds < 9, "Alertmanager gives up after 10 s"
+            assert watch.seconds < 4
             status, reason = await _ready(client)
             assert status == 503
             assert reason.startswith("the outbox cannot commit: ")
@@ -55,6 +63,7 @@ async def test_it_says_so_and_answers_within_bounds(
         await until(lambda: any(each.event.status is Status.RESOLVED for each in channel.sent))
 
 
+@pytest.mark.played
 async def test_a_stop_answers_what_waits_and_ends_in_good_order(
     tmp_path: Path, own_postgres: Postgres, database: DatabaseUrl
 ) -> None:

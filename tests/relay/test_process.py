@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
+import pytest
 import yaml
 
 from ops.demo.stand_ins.app import run_stand_ins
@@ -142,6 +143,7 @@ async def test_what_was_answered_202_is_delivered_after_a_kill(tmp_path: Path) -
     assert "0" * 32 not in log
 
 
+@pytest.mark.played
 async def test_a_relay_whose_provider_hangs_is_gone_soon_after_sigterm_and_keeps_the_delivery(tmp_path: Path) -> None:
     async with run_stand_ins(pagerduty_keys=("0" * 32,)) as providers, aiohttp.ClientSession() as client:
         fault = {"provider": "pagerduty", "kind": "hang", "seconds": 60}

@@ -52,6 +52,7 @@ async def alertmanager() -> AsyncIterator[str]:
         yield url
 
 
+@pytest.mark.usefixtures("short_lock_wait")
 @pytest.mark.parametrize("method", ["another file", "one that is locked", "the same file", "a snapshot of the volume"])
 async def test_it_triggers_nothing_that_is_over(
     tmp_path: Path, providers: StandIns, alertmanager: str, method: str

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from services.relay.channels.port import SendError, SendReason, SendScope
 from tests.relay.served_relay import Scripted, post, reaches, served, settings, webhook_of
@@ -88,6 +89,7 @@ async def test_all_of_an_unknown_channel_is_404_and_of_none_is_400(tmp_path: Pat
         assert await retry(client, "retry?channel=one") == (202, {"retried": 0})
 
 
+@pytest.mark.usefixtures("short_lock_wait")
 async def test_a_database_that_somebody_locks_is_503_and_nothing_is_lost(tmp_path: Path) -> None:
     async with served(settings(tmp_path, {"one": Scripted(REFUSED)})) as client:
         (dead,) = await given_up(client)

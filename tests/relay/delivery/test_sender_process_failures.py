@@ -17,8 +17,9 @@ from tests.relay.served_relay import until
 
 
 @pytest.fixture
-async def send() -> AsyncIterator[Sender]:
-    """One that a test may end."""
+async def send(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sender]:
+    """One that a test may end, and whose process is soon followed by another."""
+    monkeypatch.setattr("services.relay.delivery.sender_process._RESTART_SECONDS", 0.05)
     async with asyncio.timeout(120), open_sender_process(SETTINGS) as send:
         yield send
 

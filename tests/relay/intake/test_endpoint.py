@@ -331,6 +331,7 @@ async def test_too_much_at_once_is_503_and_what_was_in_progress_is_let_go(
         assert (await post(client, payload(4)))[0] == 202
 
 
+@pytest.mark.usefixtures("short_lock_wait")
 async def test_a_locked_store_is_503_and_accepts_again_by_itself(tmp_path: Path) -> None:
     channel = Scripted()
     async with served(settings(tmp_path, {"one": channel})) as client:

@@ -117,6 +117,7 @@ async def test_a_heartbeat_starts_the_count_again_across_restarts(relay: Relay) 
     assert await relay.check(179) == 0
 
 
+@pytest.mark.usefixtures("short_lock_wait")
 async def test_an_outbox_that_took_no_heartbeats_is_no_absence(relay: Relay, tmp_path: Path) -> None:
     await relay.check()
     relay.clock.go(3600)

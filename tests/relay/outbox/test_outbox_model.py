@@ -62,4 +62,4 @@ def test_an_outbox_in_postgresql_agrees_with_the_model(postgres_database: Databa
                 clock.reset()
                 super().__init__(SimulatedOutbox(postgres_database, clock))
 
-        check(InPostgresql, 5)
+        check(InPostgresql, 3)

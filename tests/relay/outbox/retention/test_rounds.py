@@ -87,6 +87,7 @@ async def test_two_replicas_may_prune_at_once(database: DatabaseUrl, rows: Rows)
     assert await rows.events() == []
 
 
+@pytest.mark.usefixtures("short_lock_wait")
 async def test_it_goes_on_after_the_store_was_not_available(tmp_path: Path, until: Until) -> None:
     file = tmp_path / "relay.db"
     async with open_store(create_sqlite_url(file), time.time) as store:
