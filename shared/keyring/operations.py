@@ -334,11 +334,17 @@ async def _store_results(
         journal.check_unchanged(connection, rotation)
         before = journal.find_replaced_rewraps(connection, rotation, [key.id for key, _ in results])
         target, left, done = (keyring.wrapping.kek, rotation.target_version), [], 0
+        chosen = keyring.keys.count_chosen(connection)
         for key, result in results:
             if _store_result(keyring, connection, rotation, key, result, before.get(key.id)):
                 done += isinstance(result, _Rewrapped)
             elif (found := keyring.keys.find(connection, key.id)) and found.wrapped.by != target:
                 left.append(found)
+        if keyring.keys.count_chosen(connection) < chosen:
+            raise RefusedError(
+                "other rows leave `driver.where` as soon as these are wrapped anew, and would not be rotated",
+                "read no column there that a rotation changes",
+            )
         journal.update_rotation(connection, now, rotation, done=rotations.c.done + done)
         return left
 

@@ -231,6 +231,12 @@ class ExternalKeyTable(KeyTable):
         row = self.table.find(connection, data_key_id)
         return next(iter(self._build_data_keys(connection, [row]))) if row else None
 
+    def count_chosen(self, connection: Connection) -> int:
+        """A condition that reads other rows has a subquery."""
+        if "select" not in (self.table.layout.where or "").lower():
+            return 0
+        return self.table.count(connection)
+
     def find_fingerprint(self, connection: Connection, key: DataKey) -> bytes:
         stored = _read_fingerprints(connection, [key.id])
         return stored[key.id].fingerprint if stored else b""

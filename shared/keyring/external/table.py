@@ -32,6 +32,7 @@ from sqlalchemy import (
     cast,
     exc,
     false,
+    func,
     inspect,
     literal_column,
     not_,
@@ -44,6 +45,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import quoted_name
 
 from shared.keyring.administration import AdministrationError, RefusedError
+from shared.sql.rows import select_values
 
 MAX_TINK_WRAPPED_BYTES: Final = 4096
 """Of an envelope's wrapped key: what tink-py accepts."""
@@ -314,6 +316,7 @@ def parse_row_id(text: str, kinds: Sequence[type]) -> tuple[Any, ...]:
         raise ValueError(f"expected the id of a row, got {text[:100]!r}") from None
 
 
+_ROW_COUNT: Final = select_values(int, func.count())
 CHUNK_ROWS: Final = 1000
 """Rows in memory at a time."""
 
@@ -392,6 +395,11 @@ class ExternalTable:
         found = connection.execute(self.filter_rows(select(*self.table.c)).where(self._is_row(key))).first()
         row = self._parse(found._asdict(), parse_any_wrap) if found else None
         return row if isinstance(row, Row) else None
+
+    def count(self, connection: Connection) -> int:
+        """How many rows with a wrapped key `driver.where` names."""
+        has_wrap = self.table.c[self.layout.wrapped].is_not(None)
+        return _ROW_COUNT.where(has_wrap, self.build_condition()).fetch_one(connection)
 
     def replace(self, connection: Connection, row: Row, ciphertext: bytes, version: object) -> bool:
         """Replaces a row's wrapped key; False, and nothing is changed, where it is no longer the one in `row`."""
