@@ -267,9 +267,9 @@ def _check_mode_value(value: object) -> str:
 
 
 def _fold(value: Value) -> str:
-    """What is compared: without case, and `"true"`, 1 and true alike."""
-    folded = str(value).strip().casefold()
-    return {"1": "true", "1.0": "true", "0": "false", "0.0": "false"}.get(folded, folded)
+    """What is compared: without case, `"true"`, 1 and true alike, and 2.0 as 2."""
+    folded = re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip().casefold())
+    return {"1": "true", "0": "false"}.get(folded, folded)
 
 
 Pointer = Annotated[str, AfterValidator(check_json_pointer)]

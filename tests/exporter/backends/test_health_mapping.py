@@ -37,6 +37,13 @@ def test_each_value_of_env_is_env(value: object) -> None:
     assert read(NESTED, crypto(value)) == Health(CryptoMode.ENV, ready=True)
 
 
+@pytest.mark.parametrize("value", [2, 2.0, "2", "2.0"])
+@pytest.mark.parametrize("configured", [2, 2.0, "2"])
+def test_a_number_is_the_same_however_it_is_written(configured: object, value: object) -> None:
+    setting = {**NESTED, "values": {"kms": [configured]}}
+    assert read(setting, crypto(value)) == Health(CryptoMode.KMS, ready=True)
+
+
 @pytest.mark.parametrize("ready", ["yes", "", 2, -1, None, [True], "UP"])
 def test_what_is_neither_true_nor_false_cannot_be_read(ready: object) -> None:
     with pytest.raises(UnreadableError, match=r"^/crypto/ready: expected "):
