@@ -232,6 +232,8 @@ async def write_backup(
 def read_header(file: Path) -> BackupHeader:
     """Raises BackupError."""
     try:
+        if file.exists() and not file.is_file():  # to open a FIFO would wait for its writer
+            raise BackupError(f"{file} is no file, so it is no backup")
         return BackupHeader.model_validate_json(read_encrypted_header(file))
     except OSError as error:
         raise BackupError(f"the backup {file} cannot be read: {error.strerror}") from None

@@ -6,9 +6,9 @@ Nothing here holds key material.
 import shlex
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Final, NamedTuple, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from shared.keyring.administration import (
     JournalStep,
@@ -23,6 +23,14 @@ from shared.keyring.model import get_version_sort_key
 from shared.kms.port import ProtectedResources
 
 PROGRAM: Final = "keypulse-rotator"
+
+
+def _to_printable(text: str) -> str:
+    """Shows the bytes of a file's name that are no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+PrintableText = Annotated[str, BeforeValidator(_to_printable)]
 
 
 class RotatorError(Exception):
@@ -103,7 +111,7 @@ class CommandOutcome(StrEnum):
 
 
 class BackupReport(BackupSummary):
-    file: str
+    file: PrintableText
 
 
 class OtherKeyringUsage(BaseModel):
@@ -118,7 +126,7 @@ class PreviousKey(BaseModel):
     """A KMS key that only unwraps."""
 
     kek: str
-    needed_by: tuple[str, ...]
+    needed_by: tuple[PrintableText, ...]
     """What still needs it, as far as it is known; empty where it may go from `previous_kms`."""
 
     def __str__(self) -> str:
@@ -131,8 +139,8 @@ class CommandReport(BaseModel):
     command: str = ""
     """Empty until it is shown, where it is as typed."""
     outcome: CommandOutcome
-    summary: str
-    next_commands: tuple[str, ...] = ()
+    summary: PrintableText
+    next_commands: tuple[PrintableText, ...] = ()
     """What to type next, most likely first."""
     plans: tuple[Plan, ...] = ()
     rotation: RotationProgress | None = None

@@ -101,7 +101,15 @@ class _VersionEnd:
     async def _refuse_if_in_backups(self, keyrings: Sequence[LeasedKeyring]) -> None:
         session, version, kek = self.session, self.version, self.session.settings.kms.key_name
         local_backups = await asyncio.to_thread(session.backups.list_backups)
+        recorded = {each.name: each.needs for keyring in keyrings for each in keyring.usage.backups}
         for file, header in local_backups:
+            needs = recorded.get(file.name)
+            if needs is not None and {*needs} != {*header.get_journal_needs()}:  # anybody may change the header
+                raise RotatorError(
+                    f"version {version} may be needed by the backup {file}, whose header contradicts the journal; "
+                    "nothing was changed; remove that file once nobody needs it",
+                    "census",
+                )
             is_needed = any([await self._may_be_our_key(each) for each in header.other_keks])
             if not is_needed and (header.may_need(version) or self._has_other_version(header.needs)):
                 timeout = session.settings.kms_timeout
