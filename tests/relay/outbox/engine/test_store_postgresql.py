@@ -49,7 +49,8 @@ async def test_a_deadlock_is_retried_at_once(postgres_database: DatabaseUrl) -> 
             lock = "UPDATE quarantine SET code = code + 1 WHERE body = %s"
             transaction.connection.exec_driver_sql(lock, (first,))
             with suppress(threading.BrokenBarrierError):
-                meet.wait(2)  # the second time there is nobody to meet
+                meet.wait(2)
+                meet.abort()  # the second time there is nobody to meet
             transaction.connection.exec_driver_sql(lock, (second,))
 
         await asyncio.gather(one.run(partial(both, b"a", b"b")), other.run(partial(both, b"b", b"a")))
