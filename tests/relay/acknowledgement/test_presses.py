@@ -83,7 +83,9 @@ async def test_what_cannot_be_committed_is_not_acknowledged(
 ) -> None:
     message = await relay.fire()
     monkeypatch.setattr("services.relay.acknowledgement.store.acknowledge", _fail)
-    assert not await relay.press(message, "acknowledge")
+    with pytest.MonkeyPatch.context() as slack:
+        slack.setattr(relay.stand_ins.socket_mode, "acknowledge_seconds", 0.5)
+        assert not await relay.press(message, "acknowledge")
     assert await metric(relay.client, "relay_presses_total", action="acknowledge", outcome="failed") == 1
     monkeypatch.undo()
     assert await relay.press(message, "acknowledge")

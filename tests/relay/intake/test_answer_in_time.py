@@ -54,9 +54,20 @@ def test_the_times_leave_alertmanager_a_second_to_spare(monkeypatch: pytest.Monk
     assert endpoint.ADMISSION_SECONDS < PASSWORD_CHECK_SECONDS < endpoint.ANSWER_SECONDS <= ALERTMANAGER_SECONDS - 1.5
 
 
-async def test_a_locked_store_and_every_queue_before_it_take_no_longer_in_total(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"one": Scripted()})) as client:
-        with locked(tmp_path / "relay.db"):
+async def test_whatever_a_webhook_waits_for_it_is_answered_in_time(tmp_path: Path) -> None:
+    """Each by a relay of its own, side by side."""
+    waits = (_wait_for_queues_and_store, _wait_for_a_body, _wait_for_a_body_and_the_commit, _wait_for_space)
+    async with asyncio.TaskGroup() as relays:
+        for wait in waits:
+            folder = tmp_path / wait.__name__
+            folder.mkdir()
+            relays.create_task(wait(folder))
+
+
+async def _wait_for_queues_and_store(folder: Path) -> None:
+    """A locked store and every queue before it take no longer in total."""
+    async with served(settings(folder, {"one": Scripted()})) as client:
+        with locked(folder / "relay.db"):
             every = await asyncio.gather(*(post_webhook(client, webhook_of(group=str(number))) for number in range(9)))
         assert {code for _, code, _ in every} == {503}
         assert max(seconds for seconds, _, _ in every) < SECONDS + LATE
@@ -65,30 +76,32 @@ async def test_a_locked_store_and_every_queue_before_it_take_no_longer_in_total(
         assert (await post(client, webhook_of()))[0] == 202
 
 
-async def test_a_body_that_comes_too_slowly_is_answered_in_time(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+async def _wait_for_a_body(folder: Path) -> None:
+    async with served(settings(folder, {"one": Scripted()})) as client:
         seconds, code, error = await post_webhook(client, dripping(webhook_of()))
         assert (code, error) == (503, "not accepted, send it again: after 2 s it still waited for its body")
         assert seconds < SECONDS + LATE
 
 
-async def test_a_slow_body_before_a_locked_store_shares_its_time_with_the_commit(tmp_path: Path) -> None:
+async def _wait_for_a_body_and_the_commit(folder: Path) -> None:
+    """A slow body before a locked store shares its time with the commit."""
+
     async def late() -> AsyncIterator[bytes]:
         body = webhook_of()
         yield body[:1]
         await asyncio.sleep(0.75 * SECONDS)
         yield body[1:]
 
-    async with served(settings(tmp_path, {"one": Scripted()})) as client:
-        with locked(tmp_path / "relay.db"):
+    async with served(settings(folder, {"one": Scripted()})) as client:
+        with locked(folder / "relay.db"):
             seconds, code, error = await post_webhook(client, late())
         assert code == 503
         assert "its commit" in error
         assert seconds < SECONDS + LATE
 
 
-async def test_one_that_finds_no_space_for_its_body_is_answered_in_time(tmp_path: Path) -> None:
-    async with served(settings(tmp_path, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
+async def _wait_for_space(folder: Path) -> None:
+    async with served(settings(folder, {"one": Scripted()}, intake={"max_body": "1MiB"})) as client:
 
         async def stalled() -> AsyncIterator[bytes]:
             yield large()[:100_000]
