@@ -29,7 +29,9 @@ from services.rotator.report import (
     format_markdown,
 )
 from services.rotator.session import CommandSession, open_session
+from services.rotator.textfile import write_metrics
 from shared.keyring.administration import AdministrationError
+from shared.keyring.external.administration import ExternalAdministration
 from shared.process import logs
 
 _LINE_INTERVAL: Final = 5.0
@@ -156,4 +158,19 @@ async def _run_in_session(
     settings: RotatorSettings, run: SessionCommand, progress: ProgressReporter, steps: list[StepResult]
 ) -> CommandReport:
     async with open_session(settings, progress, steps, time.time) as session:
-        return await run(session)
+        try:
+            return await run(session)
+        finally:
+            await _write_metrics(session)
+
+
+async def _write_metrics(session: CommandSession) -> None:
+    """Without the file the command has done what it did."""
+    file, administration = session.settings.metrics_file, session.administration
+    if file and isinstance(administration, ExternalAdministration):
+        try:
+            await write_metrics(file, administration)
+        except OSError as error:
+            click.echo(f"{file}: the metrics cannot be written: {error.strerror}", err=True)
+        except AdministrationError as error:
+            click.echo(f"{file}: the metrics are as before: {error}", err=True)

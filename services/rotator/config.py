@@ -18,6 +18,11 @@ def _check_state_folder(folder: Path) -> tuple[()]:
     return ()
 
 
+def _check_metrics_file(file: Path) -> tuple[()]:
+    check_writable_folder(file.parent)
+    return ()
+
+
 class RotatorSettings(CommandSettings):
     """Every setting of the rotator."""
 
@@ -31,6 +36,8 @@ class RotatorSettings(CommandSettings):
     """Further keyrings that the same KMS key wraps; None if nobody has said whether there are any."""
     state_dir: Annotated[FilePath, FileCheck(_check_state_folder, "checks later")]
     """Encrypted backups and reports; made if missing."""
+    metrics_file: Annotated[FilePath, FileCheck(_check_metrics_file)] | None = None
+    """Where the metrics of a table go, for the textfile collector of node_exporter."""
     kms_timeout: Duration = Field(5.0, validate_default=False)
     """Of one call."""
     lease: Duration = Field(60.0, le=3600, validate_default=False)
@@ -55,6 +62,14 @@ class RotatorSettings(CommandSettings):
     def _check_previous_keys(self) -> Self:
         if self.previous_kms and not self.driver.has_own_keys:
             raise ValueError("previous_kms: the driver table has one KMS key only; expected another driver")
+        return self
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> Self:
+        if self.metrics_file and self.driver.has_own_keys:
+            raise ValueError("metrics_file: is for the driver table; the service itself shows the metrics of a keyring")
+        if self.metrics_file and self.metrics_file.suffix != ".prom":
+            raise ValueError(f"metrics_file: expected SERVICE.prom, got {self.metrics_file.name}")
         return self
 
     @model_validator(mode="after")

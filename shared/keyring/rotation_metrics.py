@@ -6,7 +6,7 @@ found nothing to do has succeeded, too: otherwise a failure that was fixed would
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, and_, func, or_, select
@@ -117,28 +117,39 @@ class KeyringMetrics:
 
 def read_keyring_metrics(connection: Connection, records: RecordsTable | None = None) -> KeyringMetrics:
     """The keyring as it is now; `records` have an index by data key."""
-    success, is_left = _read_successes(connection)
-    failures, last_failure = _count_failures(connection)
-    running = rotations.c.state == RotationState.RUNNING.value
-    return KeyringMetrics(
-        data_keys=_count_data_keys(connection),
-        last_success=success,
-        last_failure=last_failure,
-        is_in_progress=is_left
-        or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
-        failures_by_step=failures,
+    return replace(
+        read_rotations(connection, _count_data_keys(connection), _FIRST_DATA_KEY_AT.fetch_first(connection)),
         unreadable_rows=_find_unreadable_rows(connection),
         encryptions=store.read_encryptions(connection),
         missing_data_keys=records.list_missing_data_keys(connection) if records else (),
     )
 
 
-def _read_successes(connection: Connection) -> tuple[dict[RotationType, float], bool]:
+def read_rotations(
+    connection: Connection,
+    data_keys: Mapping[tuple[str, DataKeyStatus], int],
+    first_data_key_at: float | None = None,
+) -> KeyringMetrics:
+    """What the journal tells, also that of another program's table, where the age of data keys is not known."""
+    success, is_left = _read_successes(connection, first_data_key_at)
+    failures, last_failure = _count_failures(connection)
+    running = rotations.c.state == RotationState.RUNNING.value
+    return KeyringMetrics(
+        data_keys=data_keys,
+        last_success=success,
+        last_failure=last_failure,
+        is_in_progress=is_left
+        or connection.execute(select(rotations.c.id).where(running).limit(1)).first() is not None,
+        failures_by_step=failures,
+        unreadable_rows={},
+    )
+
+
+def _read_successes(connection: Connection, first_data_key_at: float | None) -> tuple[dict[RotationType, float], bool]:
     """When a rotation of each type last succeeded, and whether the latest that is done was left before its end."""
     success: dict[str | None, float] = {}
-    first = _FIRST_DATA_KEY_AT.fetch_first(connection)
-    if first is not None:
-        success[RotationType.NEW_DEK] = first
+    if first_data_key_at is not None:
+        success[RotationType.NEW_DEK] = first_data_key_at
     is_left = False
     for row in _LAST_ENTRIES.fetch_all(connection):
         verified = (row.step, row.outcome) == (JournalStep.VERIFY, StepOutcome.SUCCEEDED)

@@ -30,8 +30,9 @@ from shared.keyring.external.table import TableLayout, open_table
 from shared.keyring.journal import MAX_PROBLEMS
 from shared.keyring.key_table import SCAN_SECONDS
 from shared.keyring.local_administration import LocalAdministration, translate_errors
-from shared.keyring.model import UNREADABLE_VERSION, DataKey, WrappedKey, compute_fingerprint
+from shared.keyring.model import UNREADABLE_VERSION, DataKey, DataKeyStatus, WrappedKey, compute_fingerprint
 from shared.keyring.recovery import create_backup_row
+from shared.keyring.rotation_metrics import KeyringMetrics, read_rotations
 from shared.keyring.wrapping import KeyWrapper, UnwrapError
 from shared.kms.port import KmsKey
 from shared.kms.quota import MAX_CONCURRENT_CALLS
@@ -115,6 +116,15 @@ class ExternalAdministration(LocalAdministration):
             counted_at=datetime.fromtimestamp(now, UTC),
             unreadable=len(counts.unreadable),
         )
+
+    @translate_errors()
+    async def read_metrics(self) -> KeyringMetrics | None:
+        """What its program cannot show of the rotations; None before the first."""
+        if not await self._has_tables():
+            return None
+        counts = (await self._keys.count(self._database)).versions
+        data_keys = {(by, DataKeyStatus.ACTIVE): total for (kek, by), total in counts.items() if kek == self._keys.kek}
+        return await self._database.read(lambda connection: read_rotations(connection, data_keys))
 
     async def get_progress(self, rotation_id: str | None = None) -> RotationProgress | None:
         return await super().get_progress(rotation_id) if await self._has_tables() else None
