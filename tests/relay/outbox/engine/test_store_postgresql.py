@@ -117,6 +117,26 @@ async def test_a_transaction_that_hangs_is_a_problem_before_it_fails(own_postgre
         assert store.error is None
 
 
+async def test_after_a_stop_nobody_waits_for_a_server_that_hangs(
+    own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.relay.outbox.store._STOP_SECONDS", 0.1)
+    seconds = 0.0
+    async with open_store(own_postgres.database("relay"), lambda: 0.0, monotonic=lambda: seconds) as store:
+        await store.run(write)
+        with frozen(own_postgres):
+            begun = asyncio.create_task(store.run(write))
+            await until(lambda: store._transaction_started is not None)
+            queued = asyncio.create_task(store.run(write))
+            await asyncio.sleep(0)
+            seconds = 3.1
+            watch = Stopwatch()
+            store.stop()
+            answers = await asyncio.gather(begun, queued, return_exceptions=True)
+            assert [type(answer) for answer in answers] == [StoreUnavailableError] * 2
+            assert watch.seconds < 5, "which is less than a webhook may wait"
+
+
 async def test_what_a_scrape_asks_is_answered_or_refused_in_time(
     own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
