@@ -57,7 +57,8 @@ async def read_backends_in_process(
             cause = error.strerror or type(error).__name__
         log.error("process that reads backends ended; restarting it", error=cause)
         for backend in backends:
-            add_states((BackendState(backend.service, None, problems=("the process that reads backends ended",)),))
+            problems, unread = ("the process that reads backends ended",), backend.unread_metrics
+            add_states((BackendState(backend.service, None, problems=problems, metrics_up=unread),))
         await asyncio.sleep(_RESTART_SECONDS)
 
 

@@ -32,7 +32,7 @@ async def read_backends(
     """Reads in this process until it is cancelled."""
     async with AsyncExitStack() as stack:
         readers = [await open_backend_reader(backend, probe.timeout, stack) for backend in backends]
-        jobs = [_build_job(reader.backend.service, build_read(reader), add_states) for reader in readers]
+        jobs = [_build_job(reader.backend, build_read(reader), add_states) for reader in readers]
         await run_schedule(jobs, interval=probe.interval, concurrency=probe.concurrency, random=random)
 
 
@@ -50,7 +50,7 @@ def build_read(reader: BackendReader) -> ReadBackend:
     backend = reader.backend
     if backend.resolve == "all":
         host = urlsplit(backend.health_url).hostname or ""
-        return ReplicaReader(backend.service, host, reader.read, reader.timeout).read
+        return ReplicaReader(backend.service, host, reader.read, reader.timeout, backend.unread_metrics).read
 
     async def read() -> tuple[BackendState, ...]:
         return (await reader.read(),)
@@ -58,19 +58,21 @@ def build_read(reader: BackendReader) -> ReadBackend:
     return read
 
 
-def _build_job(service: str, read: ReadBackend, add_states: AddStates) -> ScheduledJob:
+def _build_job(backend: Backend, read: ReadBackend, add_states: AddStates) -> ScheduledJob:
     async def run() -> NextRun:
         try:
             states = await read()
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception) or not is_task_cancelled():  # a library may raise CancelledError, too
                 # The metrics never show a state that is older than the last read.
-                add_states((BackendState(service, None, problems=("a defect of the exporter; its log says which",)),))
+                problems = ("a defect of the exporter; its log says which",)
+                unread = backend.unread_metrics
+                add_states((BackendState(backend.service, None, problems=problems, metrics_up=unread),))
             raise
         add_states(states)
         return NextRun.ON_GRID
 
-    return ScheduledJob(f"read of {service}", run)
+    return ScheduledJob(f"read of {backend.service}", run)
 
 
 def main() -> None:

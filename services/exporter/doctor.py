@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from services.exporter.backend_reads import ReadBackend, build_read, open_backend_reader
 from services.exporter.backends.health_documents import UnreadableError
@@ -19,8 +18,6 @@ from shared.credentials import ReadValidity
 from shared.kms.diagnosis import list_key_checks
 from shared.kms.registry import connect_key
 from shared.net.page import check_page
-
-_NO_METRICS_HINT: Final = "set `metrics` to the service's own names, or leave `metrics_url` out"
 
 
 @asynccontextmanager
@@ -77,8 +74,6 @@ async def check_documents(reader: BackendReader, read: ReadBackend) -> str:
     if any(not hint for hint in hints):
         proposed, hint = await _propose_health(reader)
         found, hints = [*found, proposed], [hint, *filter(None, hints)]
-    if not problems and reader.backend.metrics_url and not all(state.has_metrics for state in states):
-        problems, hints = ["metrics: they have none of the names that are read"], [_NO_METRICS_HINT]
     if problems:
         there = f"; it has {', '.join(filter(None, found))}" if any(found) else ""
         raise CheckError("; ".join(problems) + there, "; ".join(dict.fromkeys(hints)))

@@ -199,6 +199,8 @@ class BackendState:
     """The address that was read if replicas are read separately; otherwise None."""
     certificate: Validity | None = None
     """Of the one that it presented; None without TLS, or where no connection was made."""
+    metrics_up: bool | None = None
+    """Whether its metrics could be read; None if none are to be read."""
 
     @property
     def has_metrics(self) -> bool:

@@ -29,6 +29,7 @@ class Scrape:
     """Reads `/metrics` as Prometheus does."""
 
     def __init__(self, address: Address, session: aiohttp.ClientSession) -> None:
+        self.address = address
         self._url = f"http://{address}/metrics"
         self._session = session
 

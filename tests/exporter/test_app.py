@@ -80,6 +80,7 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
 
             whole = {
                 "crypto_backend_up backend": 1,
+                "crypto_backend_metrics_up backend": 1,
                 "crypto_mode backend": 1,
                 "crypto_mode_unknown backend": 0,
                 "crypto_ready backend": 1,
@@ -91,7 +92,10 @@ async def test_a_backend_that_goes_leaves_nothing_stale_and_comes_back(until: Un
                 return await read_metrics() == whole
 
             async def only_down() -> bool:
-                return await read_metrics() == {"crypto_backend_up backend": 0}
+                return await read_metrics() == {
+                    "crypto_backend_up backend": 0,
+                    "crypto_backend_metrics_up backend": 1,
+                }
 
             await until(is_whole)
             health.document = ["junk"]

@@ -35,6 +35,7 @@ CONTRACT = """
 | `crypto_mode` | gauge | |
 | `crypto_ready` | gauge | |
 | `crypto_backend_up` | gauge | |
+| `crypto_backend_metrics_up` | gauge | |
 | `crypto_init_timestamp_seconds` | gauge | |
 | `crypto_decryption_errors_total` | counter | |
 | `kms_operation_duration_seconds` | histogram | `target`, `operation` |
@@ -70,7 +71,8 @@ def families() -> dict[str, Metric]:
     """Everything that can be known of one target and one service, by the names that samples have."""
     metrics = CollectedMetrics([("backend", "ledger-kek")], ["backend"])
     keyring = {name: {family.labels: 1.0} for name, family in KEYRING_METRICS.items()}
-    metrics.set_backend_states(BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring))
+    state = BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0, keyring=keyring, metrics_up=True)
+    metrics.set_backend_states(state)
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 1.0, (Call(Operation.ENCRYPT, 0.1),), None))
     failure = Failure(Reason.QUOTA_EXHAUSTED, "because", cause=Cause.RATE_LIMIT, values={"consumer": "projects/1"})
     metrics.add_probe(ProbeResult("backend", "ledger-kek", 2.0, (Call(Operation.ENCRYPT, 0.1, failure),), None))

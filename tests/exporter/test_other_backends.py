@@ -76,6 +76,7 @@ async def test_each_backend_is_shown_as_far_as_it_says_and_no_secret_anywhere(tm
             values, board, text = await scrape.values(), await scrape.page(), await scrape.text()
     crypto = {name: value for name, value in values.items() if name.startswith("crypto_")}
     assert crypto == {
+        "crypto_backend_metrics_up mapped": 1,
         "crypto_backend_up local": 1,
         "crypto_backend_up mapped": 1,
         "crypto_backend_up refused": 0,

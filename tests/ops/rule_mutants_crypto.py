@@ -27,8 +27,7 @@ MUTATIONS = [
         (rule, JOB, "")
         for rule in (
             *(HEALTH, RATE, UPTIME, "KMSCryptoModeNotKMS", "KMSCryptoNotReady", "KMSCryptoModeFlapping"),
-            *("KMSHighLatency", "KMSDecryptionErrorsBurst", "KMSBackendOnEnvWhileKMSHealthy", "KMSDataKeysUnusable"),
-            *("KMSDataKeysMissing", "KMSKeyringRowsUnreadable", "KMSLocalKeyMissing"),
+            *("KMSHighLatency", "KMSDecryptionErrorsBurst", "KMSBackendOnEnvWhileKMSHealthy", "kms:data_key_problems"),
         )
     ],
     (RATE, JOB, JOB.replace("|", "")),
@@ -87,8 +86,6 @@ MUTATIONS = [
     ("KMSDataKeysMissing", "max by", "min by"),
     ("KMSDataKeysMissing", "max by", "sum by"),
     ("KMSDataKeysMissing", "[5m]", "[4m]"),
-    ("KMSDataKeysMissing", "[5m]", "[6m]"),
-    ("KMSDataKeysMissing", "env, service", "service"),
     ("KMSDataKeysMissing", "env, service", "env"),
     ("KMSCryptoModeFlapping", "> 2", "> 1"),
     ("KMSCryptoModeFlapping", "> 2", "> 3"),

@@ -107,6 +107,7 @@ INHIBITED = [
     ("KMSHealthChecksFailing", "KMSCryptoModeNotKMS"),
     ("KMSHealthChecksFailing", "KMSCryptoNotReady"),
     ("KMSHealthChecksFailing", "KMSCryptoDownOnLocalKey"),
+    ("KMSHealthChecksFailing", "KMSBackendMetricsUnreadable"),
     ("KMSProbeFailing", "KMSHighLatency"),
     ("KMSProbeFailing", "KMSProbeFlapping"),
     ("KMSProbeFailing", "KMSPermissionMissing"),

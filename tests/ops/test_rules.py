@@ -20,6 +20,7 @@ SEVERITIES_AND_WAITS: dict[str, dict[str, tuple[str, str | None]]] = {
         "KMSHighCryptoErrorRate": ("warning", "5m"),
         "KMSHighLatency": ("warning", "10m"),
         "KMSDecryptionErrorsBurst": ("warning", None),
+        "KMSBackendMetricsUnreadable": ("warning", "5m"),
         "KMSDataKeysUnusable": ("critical", "1m"),
         "KMSDataKeysMissing": ("critical", "2m"),
         "KMSKeyringRowsUnreadable": ("warning", "5m"),

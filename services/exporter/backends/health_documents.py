@@ -165,9 +165,10 @@ def _select_lines(body: bytes, names: Mapping[str, str]) -> list[str]:
     # Not all of it as lines: four megabytes may be two million of them. Nor as text: StringIO takes four bytes for each
     # character.
     lines, characters_left = [], OWN_CHARACTERS
-    for line in (line.decode() for line in BytesIO(body)):
-        if _parse_name(line) not in names:
+    for encoded in BytesIO(body):
+        if _parse_name(encoded.decode(errors="replace")) not in names:
             continue
+        line = encoded.decode()
         if len(line) > MAX_LINE_LENGTH:
             raise UnreadableError(f"a line is over {MAX_LINE_LENGTH} characters")
         characters_left -= len(line)

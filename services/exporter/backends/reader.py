@@ -92,6 +92,7 @@ _INVALID_URL: Final = "its URL cannot be used; correct it in the configuration"
 _URL_HINT: Final = "expected http://HOST:PORT/PATH"
 _SLOW_HINT: Final = "find out why the service is slow, or raise `probe.timeout`"
 _METRICS_HINT: Final = "correct `metrics_url`, or leave it out"
+_NO_METRICS_HINT: Final = "set `metrics` to the service's own names, or leave `metrics_url` out"
 _UNKNOWN_MODE_HINT: Final = "add the word to `health.values.kms` or to `health.values.env`"
 
 _HEALTH_STATUSES: Final = {*range(200, 300), *range(500, 600)}
@@ -173,14 +174,10 @@ class BackendReader:
         if not isinstance(health, _Problem) and health.mode_problem:
             found.insert(0, _Problem(f"health check: {health.mode_problem}", _UNKNOWN_MODE_HINT))
         problems, hints = tuple(each.sentence for each in found), tuple(each.hint for each in found)
-        if isinstance(health, _Problem):
-            return BackendState(
-                self.backend.service, None, problems=problems, hints=hints, replica=address, certificate=certificate
-            )
-        families = {} if isinstance(metrics, _Problem) else metrics
+        families = {} if isinstance(health, _Problem) or isinstance(metrics, _Problem) else metrics
         return BackendState(
             self.backend.service,
-            health,
+            None if isinstance(health, _Problem) else health,
             init_timestamp=families.get(CRYPTO_INIT_TIMESTAMP, {}).get(()),
             decryption_errors=families.get(CRYPTO_DECRYPTION_ERRORS, {}).get(()),
             keyring={name: series for name, series in families.items() if name in KEYRING_METRICS},
@@ -188,6 +185,7 @@ class BackendReader:
             hints=hints,
             replica=address,
             certificate=certificate,
+            metrics_up=not isinstance(metrics, _Problem) if self.backend.metrics_url else None,
         )
 
     async def fetch_health(self) -> Answer:
@@ -225,7 +223,10 @@ class BackendReader:
         answer = await self._get(self.backend.metrics_url, address, _ACCEPTED_METRICS, MAX_METRICS_BYTES, {200})
         parse = partial(parse_metrics, is_openmetrics=answer.media_type == _OPENMETRICS)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._parser, parse, answer.body, self._metric_names)
+        families = await loop.run_in_executor(self._parser, parse, answer.body, self._metric_names)
+        if not families:
+            raise UnreadableError("they have none of the names that are read", _NO_METRICS_HINT)
+        return families
 
     async def _get(
         self, url: str, address: str | None, accept: str, max_bytes: int | None, statuses: Container[int]
@@ -310,6 +311,8 @@ class ReplicaReader:
     """Reads the process at an address; never raises for what it answers."""
     timeout: float
     """Seconds for DNS; `read_replica` has its own."""
+    unread_metrics: bool | None = None
+    """As `Backend` has it."""
     resolve: Callable[[str], Awaitable[set[str]]] = resolve_addresses
     _addresses: list[str] = field(default_factory=list, init=False)
     _addresses_expire_at: float = field(default=0.0, init=False)
@@ -324,7 +327,8 @@ class ReplicaReader:
         problems = await self._resolve_host()
         if not self._addresses:
             hints = ("correct the host in the URLs, or DNS",)
-            return (BackendState(self.service, None, problems=problems, hints=hints),)
+            state = BackendState(self.service, None, problems=problems, hints=hints, metrics_up=self.unread_metrics)
+            return (state,)
         semaphore = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
         async def read(address: str) -> BackendState:

@@ -203,6 +203,11 @@ class Backend(EgressSettings):
         return self
 
     @property
+    def unread_metrics(self) -> bool | None:
+        """`metrics_up` of a state whose metrics were not read."""
+        return False if self.metrics_url else None
+
+    @property
     def effective_tls_config(self) -> TlsConfig:
         """`tls_config`, with `ca_file` of either place."""
         return self.tls_config.model_copy(update={"ca_file": self.ca_file or self.tls_config.ca_file})

@@ -25,9 +25,11 @@ from shared.kms.port import VersionState
 from shared.kms.reason import Cause, Reason
 
 CRYPTO_BACKEND_UP = "crypto_backend_up"
+CRYPTO_BACKEND_METRICS_UP = "crypto_backend_metrics_up"
 CRYPTO_MODE_UNKNOWN = "crypto_mode_unknown"
 _BACKEND_FAMILIES: Final = {
     CRYPTO_BACKEND_UP: "1 if the health check could be read in time.",
+    CRYPTO_BACKEND_METRICS_UP: "1 if the backend's metrics could be read in time; absent without `metrics_url`.",
     CRYPTO_MODE_UNKNOWN: "1 while the health document names a mode that is unknown.",
     **{name: f"{family.meaning}, as the backend says." for name, family in (CRYPTO_METRICS | KEYRING_METRICS).items()},
 }
@@ -68,6 +70,7 @@ def _list_values(state: BackendState) -> dict[str, float | None]:
     names_mode = health is not None and (health.mode is not None or health.mode_problem is not None)
     return {
         CRYPTO_BACKEND_UP: health is not None,
+        CRYPTO_BACKEND_METRICS_UP: state.metrics_up,
         CRYPTO_MODE: health.mode.metric_value if health and health.mode else None,
         CRYPTO_MODE_UNKNOWN: health.mode is None if health and names_mode else None,
         CRYPTO_READY: health.ready if health else None,

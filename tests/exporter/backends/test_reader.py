@@ -37,7 +37,8 @@ def serving(
 
 async def test_a_healthy_backend_is_read_whole(read: Read) -> None:
     state = await read(serving())
-    assert state == BackendState("backend", Health(CryptoMode.KMS, ready=True), 1_700_000_000.25, 17.0)
+    health = Health(CryptoMode.KMS, ready=True)
+    assert state == BackendState("backend", health, 1_700_000_000.25, 17.0, metrics_up=True)
 
 
 async def test_a_503_with_a_document_is_an_answer(read: Read) -> None:

@@ -20,7 +20,10 @@ AT_ONCE: tuple[tuple[Scenario, ...], ...] = (
     (keys.SLOW,),
     (keys.FLAPPING,),
     (keys.BLIND,),
-    (services.UNREFRESHED, services.CARELESS, services.MISTAKEN, services.FORGOTTEN, services.ABSENT),
+    (
+        *(services.UNREFRESHED, services.CARELESS, services.MISTAKEN, services.FORGOTTEN),
+        *(services.UNWATCHED, services.ABSENT),
+    ),
     (relay.REFUSED,),
     (relay.PROVEN,),
     (relay.WITHOUT_HEARTBEAT,),

@@ -212,6 +212,28 @@ async def _mistaken(stage: Stage) -> AsyncIterator[Broken]:
 
 
 @asynccontextmanager
+async def _unwatched(stage: Stage) -> AsyncIterator[Broken]:
+    """Somebody gives the exporter an address with other metrics."""
+    file = stage.stack.folder / EXPORTER
+    before = file.read_text(encoding="utf-8")
+    watched = yaml.safe_load(before)
+    backend = watched["backends"][0]
+    backend["metrics_url"] = f"{stage.url('exporter-staging')}/metrics"
+    file.write_text(yaml.safe_dump(watched), encoding="utf-8")
+    await stage.reload("exporter-staging")
+
+    async def corrected() -> None:
+        backend["metrics_url"] = f"{stage.url('backend')}/metrics"
+        file.write_text(yaml.safe_dump(watched), encoding="utf-8")
+
+    try:
+        yield Broken(repair=corrected)
+    finally:
+        file.write_text(before, encoding="utf-8")
+        await stage.reload("exporter-staging")
+
+
+@asynccontextmanager
 async def _absent(stage: Stage) -> AsyncIterator[Broken]:
     await stage.kubectl.stop("exporter-staging")
     yield Broken()
@@ -379,6 +401,19 @@ FORGOTTEN = Scenario(
             {"env": "staging", "credential": "client certificate for the backend exporter"},
             ("client certificate for the backend",),
             (),
+        ),
+    ),
+)
+UNWATCHED = Scenario(
+    "a backend whose metrics cannot be read",
+    _unwatched,
+    (
+        Rehearsal(
+            "KMSBackendMetricsUnreadable",
+            {**STAGING, "service": "exporter"},
+            ("=> 0", "none of the names that are read"),
+            ("=> 1",),
+            done=("reloaded",),
         ),
     ),
 )
