@@ -141,6 +141,9 @@ def test_every_label_value_that_a_rule_selects_is_exposed(metrics: list[Metric])
     for family in metrics:
         for sample in family.samples:
             exposed_labels.setdefault(sample.name, []).append(sample.labels)
+    for name, rule in RECORDINGS.items():
+        for label, value in re.findall(r'label_replace\(.+, "(\w+)", "(\w+)", "", ""\)', rule["expr"]):
+            exposed_labels.setdefault(name, []).append({label: value})
     selected = [
         (name.replace("relay:", "relay_"), label, value)  # a recording keeps the labels of what it is made from
         for rule in RULES
