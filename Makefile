@@ -70,11 +70,16 @@ soak: install ## twenty minutes of a mixed day, and a ledger at its end; MINUTES
 	@ops/tools/require prometheus alertmanager
 	@$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-check: install check-rules check-workflows docs ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint, links of the site
+check: install ## ruff, mypy --strict, import-linter, shellcheck, promtool, amtool, hadolint, helm lint, actionlint, links of the site
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-rules check-python check-workflows docs check-files
+
+check-python: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-files: install
 	$(BIN)/shellcheck ops/tools/require ops/tools/install ops/tools/install-locked ops/tools/overdue-reviews ops/tools/with-containers ops/docker/build ops/docker/engine ops/docker/install .ci/run ops/audit/setup-kms-audit-logging.sh tests/ops/rehearsal/shims/forward
 	$(BIN)/hadolint ops/docker/Dockerfile
 	$(BIN)/python -m ops.helm.lint ops/helm/keypulse
@@ -113,4 +118,4 @@ lock: ## writes requirements/*.lock anew (needs uv)
 	for extra in exporter relay apprise charts backend transit rotator kms-inventory smoke audit emulator stand-ins; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra $$extra -c requirements/dev.lock pyproject.toml -o requirements/$$extra.lock; done
 
-.PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench soak check check-rules check-workflows pip-audit lock
+.PHONY: help install demo test test-lower-bounds rehearse test-containers docs images bench soak check check-python check-rules check-workflows check-files pip-audit lock
