@@ -46,13 +46,14 @@ async def test_a_read_that_fails_unexpectedly_leaves_nothing_stale(
     record.configure(ExporterSettings(backends=(Backend(service="backend", health_url="http://127.0.0.1:1/"),)))
     record.add_backend_states([BackendState("backend", Health(CryptoMode.KMS, ready=True), 1.0, 2.0)])
     async with open_http_client() as session:
-        reader = kind(Backend(service="backend", health_url="http://127.0.0.1:1/"), session, parser, 1)
+        backend = Backend(service="backend", health_url="http://127.0.0.1:1/")
+        reader = kind(backend, session, parser, 1)
 
         async def read() -> list[BackendState]:
             return [await reader.read()]
 
         with pytest.raises(raised):
-            await backend_reads._build_job("backend", read, record.add_backend_states).run()
+            await backend_reads._build_job(backend, read, record.add_backend_states).run()
     exposed = [s for family in collect_families(record.metrics) for s in family.samples if s.name.startswith("crypto_")]
     assert [(sample.name, sample.value) for sample in exposed] == [("crypto_backend_up", 0)]
 
