@@ -71,7 +71,7 @@ def write_commands(folder: Path) -> Path:
         ("quickstart", ["KMSProbeFailing"]),
         ("exporter-only", []),
         ("relay-only", ["DiskFull"]),
-        ("quickstart-transit", []),
+        pytest.param("quickstart-transit", [], marks=pytest.mark.played),
     ],
 )
 async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(

@@ -14,8 +14,6 @@ from tests.ops import (
 from tests.ops.rule_mutations import misled, mistaken, noticed, one_of
 from tests.ops.rules import ALERTS, RECORDINGS
 
-pytestmark = pytest.mark.played
-
 MUTATIONS = [
     *rule_mutants_crypto.MUTATIONS,
     *rule_mutants_data_keys.MUTATIONS,
@@ -25,7 +23,7 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize("rule", one_of((rule,) for rule in [*RECORDINGS, *ALERTS]))
+@pytest.mark.parametrize("rule", one_of((rule,) for rule in [*ALERTS, *RECORDINGS]))
 def test_a_rule_without_an_error_passes_its_tests(rule: str, tmp_path: Path) -> None:
     assert not noticed(tmp_path, rule, {})
 
@@ -35,6 +33,7 @@ def test_an_error_in_an_expression_fails_a_promtool_test(rule: str, right: str, 
     assert mistaken(tmp_path, rule, right, wrong)
 
 
+@pytest.mark.played
 @pytest.mark.parametrize(
     ("alert", "annotation", "right", "wrong"),
     one_of([*rule_mutants_keys.MISLEADING, *rule_mutants_rotation.MISLEADING]),
@@ -45,6 +44,7 @@ def test_an_error_in_a_message_fails_a_promtool_test(
     assert misled(tmp_path, alert, annotation, right, wrong)
 
 
+@pytest.mark.played
 @pytest.mark.parametrize("wait", one_of([("1m45s",), ("2m15s",)]))
 def test_an_all_clear_that_comes_15_seconds_off_fails_a_promtool_test(wait: str, tmp_path: Path) -> None:
     assert noticed(tmp_path, "KMSBackendOnEnvWhileKMSHealthy", {"keep_firing_for": wait})
@@ -64,6 +64,7 @@ BY_THE_HOUR = "KMSRotationFailed"
 """Its tests are evaluated each hour."""
 
 
+@pytest.mark.played
 @pytest.mark.parametrize(
     ("alert", "wait"),
     one_of(

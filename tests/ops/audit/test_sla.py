@@ -99,7 +99,6 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(command.main, ["sla", "--month", "2026-03", *arguments])
 
 
-@pytest.mark.played
 async def test_a_month_is_counted_minute_by_minute_with_its_evidence_and_the_objectives_hold(
     prometheus: str, tmp_path: Path
 ) -> None:
@@ -254,30 +253,32 @@ FIRST: Any = at("2026-03-01T08:01")
 """Of Prometheus's answers: the end of the month's first minute."""
 
 
+NO_EVIDENCE: list[Any] = [
+    {"status": "success"},
+    {"status": "success", "data": None},
+    {"status": "success", "data": {"result": []}, "warnings": 5},
+    {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [FIRST, "1"]}]}},
+    *(
+        {"status": "success", "data": {"resultType": "matrix", "result": [{"metric": labels, "values": [sample]}]}}
+        for labels, sample in (
+            ({}, [FIRST + 7, "1"]),
+            ({}, [12, "1"]),
+            ({}, [FIRST, "NaN"]),
+            ({}, [FIRST, "+Inf"]),
+            ({}, [FIRST, "-1"]),
+            ({}, [FIRST, "many"]),
+            ({}, [FIRST, "1"]),  # of failures, without a reason
+            ({"reason": "a |\n# Claim", "cause": ""}, [FIRST, "1"]),
+            ({"reason": "timeout", "cause": "\x1b[31m"}, [FIRST, "1"]),
+        )
+    ),
+]
+
+
 @pytest.mark.parametrize(
     "answer",
-    [
-        {"status": "success"},
-        {"status": "success", "data": None},
-        {"status": "success", "data": {"result": []}, "warnings": 5},
-        {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [FIRST, "1"]}]}},
-        *(
-            {"status": "success", "data": {"resultType": "matrix", "result": [{"metric": labels, "values": [sample]}]}}
-            for labels, sample in (
-                ({}, [FIRST + 7, "1"]),
-                ({}, [12, "1"]),
-                ({}, [FIRST, "NaN"]),
-                ({}, [FIRST, "+Inf"]),
-                ({}, [FIRST, "-1"]),
-                ({}, [FIRST, "many"]),
-                ({}, [FIRST, "1"]),  # of failures, without a reason
-                ({"reason": "a |\n# Claim", "cause": ""}, [FIRST, "1"]),
-                ({"reason": "timeout", "cause": "\x1b[31m"}, [FIRST, "1"]),
-            )
-        ),
-    ],
+    [pytest.param(each, marks=[pytest.mark.played] * (each is not NO_EVIDENCE[-1])) for each in NO_EVIDENCE],
 )
-@pytest.mark.played
 async def test_an_answer_that_is_no_number_of_each_minute_is_no_evidence(answer: Any) -> None:
     asked: list[str] = []
 
