@@ -1,12 +1,13 @@
 """A log line has one field for each meaning, by the table below."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).resolve().parents[2]
+Field = tuple[int, str | None, ast.expr]
+"""Its line, its name (None of a `**`) and its value."""
 PACKAGES = ("services", "shared", "ops")
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "bind"}
 FORWARDING = {"describe_action", "wait_until_stopped"}
@@ -111,7 +112,7 @@ SYNONYMS = {
 FIELD_OF = {name: field for field, names in SYNONYMS.items() for name in names.split()}
 
 
-def find_fields(source: str) -> Iterator[tuple[int, str | None, ast.expr]]:
+def find_fields(source: str) -> Iterator[Field]:
     """Each field of a log call, a `bind` or a function of ours with its line and value; a `**` has no name."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and logs_its_keywords(node.func):
@@ -126,7 +127,7 @@ def logs_its_keywords(function: ast.expr) -> bool:
     return isinstance(function, ast.Attribute) and function.attr in LEVELS
 
 
-def find_returned_fields(function: ast.FunctionDef) -> Iterator[tuple[int, str | None, ast.expr]]:
+def find_returned_fields(function: ast.FunctionDef) -> Iterator[Field]:
     """Each key of the dicts that a function returns."""
     for node in ast.walk(function):
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict):
@@ -134,9 +135,9 @@ def find_returned_fields(function: ast.FunctionDef) -> Iterator[tuple[int, str |
                 yield node.lineno, str(key.value) if isinstance(key, ast.Constant) else None, value
 
 
-def find_wrong_fields(source: str, file: str = "") -> Iterator[str]:
+def find_wrong_fields(fields: Iterable[Field], file: str = "") -> Iterator[str]:
     """Each field that the table has not, or whose value is of another meaning."""
-    for line, name, value in find_fields(source):
+    for line, name, value in fields:
         if name is None:
             if not is_forwarded(value, file):
                 yield f"{line}: **{ast.unparse(value)} is none of FORWARDED"
@@ -160,23 +161,21 @@ def is_member(value: ast.expr) -> bool:
     return isinstance(value, ast.Attribute) and value.attr in {"reason", "value"}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_log_call_names_its_fields_as_all_others_do(package: str) -> None:
-    files = sorted((REPOSITORY / package).rglob("*.py"))
-    assert files
-    wrong = [
-        f"{file.relative_to(REPOSITORY)}:{found}"
-        for file in files
-        for found in find_wrong_fields(file.read_text(encoding="utf-8"), str(file.relative_to(REPOSITORY)))
-    ]
+@cache
+def list_fields() -> dict[str, list[Field]]:
+    """The fields of each module of the product, by its path."""
+    files = sorted(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py"))
+    return {str(file.relative_to(REPOSITORY)): list(find_fields(file.read_text(encoding="utf-8"))) for file in files}
+
+
+def test_every_log_call_names_its_fields_as_all_others_do() -> None:
+    assert {file.partition("/")[0] for file, found in list_fields().items() if found} == set(PACKAGES)
+    wrong = [f"{file}:{each}" for file, found in list_fields().items() for each in find_wrong_fields(found, file)]
     assert wrong == []
 
 
 def test_each_field_of_the_table_is_logged() -> None:
-    sources = [
-        file.read_text(encoding="utf-8") for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")
-    ]
-    logged = {name for source in sources for _, name, _ in find_fields(source)}
+    logged = {name for found in list_fields().values() for _, name, _ in found}
     assert FIELDS.keys() - logged == set()
     assert FIELDS.keys() & FIELD_OF.keys() == set()
 
@@ -185,7 +184,7 @@ def test_each_forwarded_field_is_still_forwarded() -> None:
     found = {
         (file, ast.unparse(value))
         for file in {file for file, _ in FORWARDED}
-        for _, name, value in find_fields((REPOSITORY / file).read_text(encoding="utf-8"))
+        for _, name, value in list_fields()[file]
         if name is None
     }
     assert FORWARDED.keys() - found == set()

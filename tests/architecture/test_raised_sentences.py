@@ -41,7 +41,7 @@ def _iterate_parsing(tree: ast.Module) -> Iterator[ast.expr]:
             and isinstance(node.func, ast.Attribute)
             and node.func.attr in _CUTS
             and node.args
-            and (ast.unparse(node.args[0]) == "'; '" or _read_name(node.func.value) in sentences)
+            and (_read_text(node.args[0]) == "; " or _read_name(node.func.value) in sentences)
         ):
             yield node
 
