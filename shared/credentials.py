@@ -7,7 +7,7 @@ import asyncio
 import base64
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -40,6 +40,11 @@ Credentials = Mapping[str, Validity | None]
 """By what it is, for a person and for the label `credential`; None where its end is not known."""
 ReadValidity = Callable[[], Validity | None]
 """It may block."""
+
+
+def read_first_to_end(reads: Iterable[ReadValidity]) -> Validity | None:
+    """Of several credentials under one name, the one that ends first; one whose end is not known hides none."""
+    return min(filter(None, (read() for read in reads)), default=None)
 
 
 def read_certificate(file: Path) -> Validity | None:

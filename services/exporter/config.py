@@ -34,7 +34,7 @@ from shared.config.settings import (
     is_placeholder_url,
     parse_duration,
 )
-from shared.credentials import ReadValidity, read_certificate
+from shared.credentials import ReadValidity, read_certificate, read_first_to_end
 from shared.kms.registry import KeySettings
 from shared.kms.settings import ProviderSettings
 from shared.process.concurrency import start_in_thread
@@ -168,7 +168,11 @@ class ExporterSettings(ServerSettings):
 
     def list_credentials(self) -> Mapping[str, ReadValidity]:
         """What reads the end of each credential that the exporter authenticates with, by what it is."""
-        found = {name: read for target in self.targets for name, read in target.kms.list_credentials().items()}
+        reads: dict[str, list[ReadValidity]] = {}
+        for target in self.targets:
+            for name, read in target.kms.list_credentials().items():
+                reads.setdefault(name, []).append(read)
+        found: dict[str, ReadValidity] = {name: partial(read_first_to_end, each) for name, each in reads.items()}
         for backend in self.backends:
             if file := backend.tls_config.cert_file:
                 found[f"client certificate for the backend {backend.service}"] = partial(read_certificate, file)

@@ -5,6 +5,7 @@ import json
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from shared.check import run_check
 from shared.credentials import Validity
 from shared.http.server import serve
 from shared.http.web_config import WebConfigFile
+from shared.kms.port import KmsError
 from shared.process.server import ServerRunner
+from tests.bao import Bao
 from tests.exporter.backends.test_credentials import answer, serving
 from tests.exporter.running_exporter import FREE, Scrape
 from tests.shared.certificates import LOCALHOST, Authority, web_yml
@@ -156,3 +159,23 @@ async def test_the_token_that_an_external_account_exchanges_has_its_end(
         }
     )
     assert read_all(plain) == {}
+
+
+async def test_of_several_tokens_of_one_server_the_first_to_end_counts(shared_bao: Bao, tmp_path: Path) -> None:
+    """One that is refused, of the last target, hides none."""
+    mounted = shared_bao.mount()
+    tokens = [mounted.create_token(ttl=ttl) for ttl in ("2h", "1h")]
+    targets = []
+    for n, token in enumerate([*tokens, "refused"]):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        targets.append({"name": f"key-{n}", **mounted.build_settings(folder, token=token)})
+    watched = ExporterSettings.model_validate({"listen": str(FREE), "service": "ledger", "targets": targets})
+    for target in watched.targets:
+        key = target.kms.connect()
+        with suppress(KmsError):
+            await key.encrypt(b"", b"", timeout=TIMEOUT)
+        await key.close()
+    end = read_all(watched)["Transit token"]
+    assert end
+    assert end.ends_at - time.time() == pytest.approx(3600, abs=60)

@@ -2,6 +2,7 @@
 
 LOST = "kms:canary_lost"
 REASON, CAUSE, CAUSE_OF_SERVICE = "kms:probe_failure_reason", "kms:probe_failure_cause", "kms:service_failure_cause"
+DESTROY_AT = "kms:key_version_destroy_timestamp_seconds"
 OF_A_KEY = [("env, service", "service"), ("env, service", "env"), (", target", "")]
 
 MUTATIONS = [
@@ -32,7 +33,7 @@ MUTATIONS = [
             "KMSProbeFailing",
             "KMSCanaryLost",
             "KMSWrongAADAccepted",
-            "KMSKeyVersionDestroyScheduled",
+            DESTROY_AT,
             "KMSHsmInstanceExpiring",
             "KMSPermissionMissing",
         )
@@ -167,13 +168,12 @@ MUTATIONS = [
             ("7 * 86400", "604740"),
         ]
     ],
-    ("KMSKeyVersionDestroyScheduled", ", version", ""),
-    ("KMSKeyVersionDestroyScheduled", "[1h]", "[50m]"),
-    ("KMSKeyVersionDestroyScheduled", "[1h]", "[70m]"),
-    ("KMSKeyVersionDestroyScheduled", "unless on (env, service, target) kms_key_versions", ""),
-    ("KMSKeyVersionDestroyScheduled", "on (env, service, target)", "on (env, service)"),
-    ("KMSKeyVersionDestroyScheduled", "on (env, service, target)", "on (env, target)"),
-    ("KMSKeyVersionDestroyScheduled", "on (env, service, target)", "on (service, target)"),
+    (DESTROY_AT, ", version", ""),
+    (DESTROY_AT, "[1d]) > time()", "[1d])"),
+    (DESTROY_AT, "unless on (env, service, target) kms_key_versions", ""),
+    (DESTROY_AT, "on (env, service, target)", "on (env, service)"),
+    (DESTROY_AT, "on (env, service, target)", "on (env, target)"),
+    (DESTROY_AT, "on (env, service, target)", "on (service, target)"),
     ("KMSBackendOnEnvWhileKMSHealthy", "(crypto_mode) == 0", "(crypto_mode) == 1"),
     ("KMSBackendOnEnvWhileKMSHealthy", "min by (env, service) (crypto_mode)", "max by (env, service) (crypto_mode)"),
     (
