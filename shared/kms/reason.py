@@ -112,6 +112,8 @@ class Cause(StrEnum):
     TLS = "tls", Reason.UNAVAILABLE, Scope.SERVICE
     PROXY = "proxy", Reason.UNAVAILABLE, Scope.SERVICE, True
     """Whatever concerns the proxy: its name, its address, its answer. Also under `timeout`, as the three before it."""
+    OTHER_KEY = "other_key", Reason.KEY_NOT_FOUND, Scope.SERVICE
+    """The service used another key than the one that it was asked for."""
     MALFORMED_ANSWER = "malformed_answer", Reason.UNAVAILABLE, Scope.SERVICE, True
 
     def __new__(cls, value: str, reason: Reason, scope: Scope, transient: bool = False) -> Self:

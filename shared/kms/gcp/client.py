@@ -234,6 +234,9 @@ class GcpKmsKey:
             raise KmsError(Reason.CRC_MISMATCH, "encrypt: the service did not verify the request's checksums")
         if answer.ciphertext_crc32c is None or answer.ciphertext_crc32c != compute_crc32c(answer.ciphertext):
             raise KmsError(Reason.CRC_MISMATCH, "encrypt: the ciphertext does not match its checksum")
+        if not _is_same_key(answer.name.rpartition("/cryptoKeyVersions/")[0], self._key):
+            detail = f"encrypt: the service used another key: {answer.name[:300]!r}"
+            raise KmsError(Reason.KEY_NOT_FOUND, detail, Cause.OTHER_KEY)
         level = EncryptResponse.pb(answer).protection_level
         version = _parse_version_id(answer.name)
         return EncryptResult(answer.ciphertext, version, _get_enum_name(ProtectionLevel, level), int(version))
@@ -545,6 +548,14 @@ def _parse_version(version: Any) -> KeyVersion:
 def _parse_key_store(name: str) -> KeyStore | None:
     kind = _KEY_STORES.get(name.rpartition("/")[0].rpartition("/")[2])
     return KeyStore(kind[0], name, kind[1]) if kind else None
+
+
+def _is_same_key(one: str, other: str) -> bool:
+    """Whether two names may be of one key: a project has an ID and a number, and a name has either."""
+    parts, others = one.split("/"), other.split("/")
+    if len(parts) == len(others) and parts[1].isdecimal() != others[1].isdecimal():
+        parts[1] = others[1]
+    return parts == others
 
 
 def _parse_version_id(version_name: str) -> str:
