@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
+import pytest
 import yaml
 
 from ops.demo.processes import run_processes
@@ -27,6 +28,7 @@ def configuration(page: Probed) -> str:
     )
 
 
+@pytest.mark.played
 async def test_prometheus_sees_a_failure_its_reason_and_its_own_timeout(tmp_path: Path, until: Until) -> None:
     file = tmp_path / "prometheus.yml"
     async with AsyncExitStack() as stack:

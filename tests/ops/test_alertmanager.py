@@ -193,7 +193,10 @@ async def test_one_revoked_role_is_two_incidents_at_most(
     assert set(incidents) == {"KMSProbeFailing", "KMSCryptoModeNotKMS", "KMSTest"}
 
 
-@pytest.mark.parametrize(("severity", "receiver"), [("critical", "kms-critical"), ("warning", "kms-security")])
+@pytest.mark.parametrize(
+    ("severity", "receiver"),
+    [("critical", "kms-critical"), pytest.param("warning", "kms-security", marks=pytest.mark.played)],
+)
 async def test_the_relay_is_notified_of_the_fire_and_of_its_end_with_the_bearer_token(
     severity: str, receiver: str, alertmanager: str, sink: Sink, http: aiohttp.ClientSession
 ) -> None:
