@@ -23,6 +23,7 @@ KMS_DATA_KEY_ENCRYPTIONS: Final = "kms_data_key_encryptions"
 MAX_DATA_KEY_ENCRYPTIONS: Final = 2**32
 """With random nonces of 96 bits: then a repeat is still less likely than 2**-32 (NIST SP 800-38D, section 8.3)."""
 KMS_DATA_KEYS_UNUSABLE: Final = "kms_data_keys_unusable"
+KMS_DATA_KEY_ROW_BROKEN: Final = "kms_data_key_row_broken"
 KMS_DATA_KEYS_MISSING: Final = "kms_data_keys_missing"
 KMS_DATA_KEYS_RESTORED: Final = "kms_data_keys_restored_total"
 KMS_KEYRING_ROWS_UNREADABLE: Final = "kms_keyring_rows_unreadable"
@@ -37,7 +38,7 @@ class MetricFamily(NamedTuple):
 
 CRYPTO_METRICS: Final = {
     CRYPTO_MODE: MetricFamily("What wraps new data keys: 0 the local key (env), 1 KMS"),
-    CRYPTO_READY: MetricFamily("1 while it can encrypt and decrypt, else 0"),
+    CRYPTO_READY: MetricFamily("1 while it can encrypt and decrypt, and a restart would lose no data key, else 0"),
     CRYPTO_INIT_TIMESTAMP: MetricFamily("Unix time of its last initialisation, or change of mode or readiness"),
     CRYPTO_DECRYPTION_ERRORS: MetricFamily("Decryptions of records that failed"),
 }
@@ -49,6 +50,9 @@ KEYRING_METRICS: Final = {
     KMS_DATA_KEYS: MetricFamily("Data keys by version of the KMS key; 0: the local key", ("kek_version", "status")),
     KMS_DATA_KEY_ENCRYPTIONS: MetricFamily("Encryptions with the active data key; the limit is 2^32"),
     KMS_DATA_KEYS_UNUSABLE: MetricFamily("Data keys that it cannot unwrap"),
+    KMS_DATA_KEY_ROW_BROKEN: MetricFamily(
+        "1 for each data key that a restart would lose, because its row no longer opens to it", ("data_key",)
+    ),
     KMS_DATA_KEYS_MISSING: MetricFamily("Data keys that records need and the database lacks"),
     KMS_DATA_KEYS_RESTORED: MetricFamily("Rows of data keys that the database lost, and it put back from memory"),
     KMS_KEYRING_ROWS_UNREADABLE: MetricFamily("Rows of the keyring that another program got wrong"),

@@ -8,6 +8,7 @@ import pytest
 from google.cloud.kms_v1 import (
     CreateCryptoKeyVersionRequest,
     CryptoKeyVersion,
+    EncryptRequest,
     KeyManagementServiceAsyncClient,
     UpdateCryptoKeyPrimaryVersionRequest,
     UpdateCryptoKeyVersionRequest,
@@ -40,6 +41,10 @@ class Versions:
 
     async def enable(self, number: int) -> None:
         await self._state(number, CryptoKeyVersion.CryptoKeyVersionState.ENABLED)
+
+    async def encrypt(self, plaintext: bytes, aad: bytes) -> bytes:
+        request = EncryptRequest(name=self.key, plaintext=plaintext, additional_authenticated_data=aad)
+        return (await self.client.encrypt(request)).ciphertext
 
     async def _state(self, number: int, state: int) -> None:
         version = CryptoKeyVersion(name=f"{self.key}/cryptoKeyVersions/{number}", state=state)

@@ -36,21 +36,23 @@ from shared.kms.registry import connect_keys
 from shared.kms.retries import RetryingKey
 from shared.process.server import ServerRunner
 
+_NO_STORE: Final = {"Cache-Control": "no-store"}
+
 
 def build_health_route(keyring: Keyring, poller: KeyringPoller) -> ProtectedRoute:
-    """The route of `/healthz`, for load balancers and the exporter: 200 while data keys can be used, else 503."""
+    """The route of `/healthz`, for load balancers and the exporter: 200 while records can be encrypted, else 503."""
 
     async def healthz(_request: Request) -> Response:
         problems = keyring.list_problems() + poller.list_problems()
         health = {
-            "status": ("degraded" if problems else "ok") if keyring.is_ready else "not ready",
+            "status": ("degraded" if problems else "ok") if keyring.can_encrypt else "not ready",
             "crypto_mode": keyring.mode.value,
             "crypto_ready": keyring.is_ready,
             "data_keys_unusable": len(keyring.unwrap_errors),
             "reason": keyring.reason and hide_paths(keyring.reason),
             **({"problems": [hide_paths(each) for each in problems]} if problems else {}),
         }
-        return JSONResponse(health, status_code=200 if keyring.is_ready else 503, headers={"Cache-Control": "no-store"})
+        return JSONResponse(health, status_code=200 if keyring.can_encrypt else 503, headers=_NO_STORE)
 
     return ProtectedRoute("/healthz", healthz, RouteRequirements(Role.VIEWER, is_public=True))
 
@@ -107,7 +109,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         def get_unready_reason() -> str | None:
             if checking.done():
                 return "the checks of KMS have ended; restart"
-            return None if keyring.is_ready else keyring.reason
+            return None if keyring.can_encrypt else keyring.reason or "no data key can be used"
 
         def build_application(settings: BackendSettings) -> Starlette:
             routes = [

@@ -58,7 +58,7 @@ class KmsChecker:
         try:
             await action
         except DatabaseError as error:
-            if not self._keyring.is_ready:
+            if not self._keyring.can_encrypt:
                 self._keyring.reason = f"the keyring's database cannot be used: {error}"
             log.warning("keyring database cannot be used; it is tried again", error=str(error), retry_in=interval)
         except (Exception, asyncio.CancelledError):

@@ -3,6 +3,9 @@
 A data key, once unwrapped, stays in memory, so an outage of KMS stops neither reads nor writes. Callers that need the
 same data key at the same time share one call of KMS. `crypto_mode` decides the mode.
 
+A data key encrypts only while a restart would read it from its row: a row that somebody changed is opened once more. If
+it does not open, or opens to another key, the data key in memory still decrypts, and `broken_rows` says why.
+
 A new active key is created only if the active one cannot be used (there is none yet, or a restart in an outage, or a
 KMS version that is disabled or destroyed), and if KMS is back and the local key wraps the active one: somebody who
 copied the disk has that, too, and must not read what is written from then on. The mode decides what wraps it, and the
@@ -91,6 +94,7 @@ MAX_BACKGROUND_CALLS: Final = 8
 
 _WAITS_FOR_KMS: Final = "it is wrapped by KMS, which cannot be used"
 """Why a data key is not usable in mode `env`, however good it is."""
+_REPAIR: Final = "restart nothing until `keypulse-rotator restore latest` has put the row back"
 
 log = structlog.get_logger(__name__)
 
@@ -100,9 +104,9 @@ class DataKeyCache:
 
     def __init__(self) -> None:
         self._keys: dict[str, UnwrappedKey] = {}
-        self._rows: dict[str, DataKey] = {}  # of those keys, as last read from the database
+        self._rows: dict[str, DataKey] = {}  # that opened to those keys
         self._errors: dict[str, str] = {}
-        self._in_flight: dict[str, asyncio.Task[KmsError | None]] = {}
+        self._in_flight: dict[tuple[str, WrappedKey], asyncio.Task[KmsError | None]] = {}
         self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
     def __contains__(self, data_key_id: object) -> bool:
@@ -116,33 +120,54 @@ class DataKeyCache:
         """Why data keys could not be unwrapped, by id; in mode `env` also which wait for KMS."""
         return self._errors
 
+    @property
+    def broken_rows(self) -> Mapping[str, str]:
+        """Why the rows of keys in memory no longer open to them, by id."""
+        return {data_key_id: error for data_key_id, error in self._errors.items() if data_key_id in self._keys}
+
+    def get_row(self, data_key_id: str) -> DataKey:
+        """The row that opened to this key in memory."""
+        return self._rows[data_key_id]
+
+    def is_proven(self, row: DataKey) -> bool:
+        """Whether the key in memory was read from what this row holds."""
+        known = self._rows.get(row.id)
+        return known is not None and (known.wrapped, known.fingerprint) == (row.wrapped, row.fingerprint)
+
     def is_resolved(self, data_key_id: str) -> bool:
         """Whether it is in memory, or cannot be unwrapped; one that only waits for KMS may be usable by now."""
         return data_key_id in self._keys or self._errors.get(data_key_id, _WAITS_FOR_KMS) != _WAITS_FOR_KMS
 
     def add(self, key: UnwrappedKey, row: DataKey) -> None:
-        """Takes one that was just made, and stored so."""
+        """Takes one that was just stored as this row."""
         self._keys[key.id], self._rows[key.id] = key, row
 
     def find_missing_rows(self, stored: Iterable[DataKey]) -> tuple[DataKey, ...]:
-        """The rows of keys in memory that the database no longer contains, as they were."""
+        """The rows of keys in memory that the database no longer contains, as they were; forgets the errors of others.
+
+        A row that holds again what was read from it is no longer broken.
+        """
         by_id = {key.id: key for key in stored}
-        self._errors = {data_key_id: error for data_key_id, error in self._errors.items() if data_key_id in by_id}
-        self._rows |= {data_key_id: by_id[data_key_id] for data_key_id in self._keys if data_key_id in by_id}
+        proven = {data_key_id: row for data_key_id, row in by_id.items() if self.is_proven(row)}
+        self._errors = {
+            data_key_id: error for data_key_id, error in self._errors.items() if data_key_id in by_id.keys() - proven
+        }
+        self._rows |= proven  # another status, say
         return tuple(row for data_key_id, row in self._rows.items() if data_key_id not in by_id)
 
     def clear_errors(self) -> None:
-        """What could not be unwrapped is tried again when it is needed: KMS is back, say."""
-        self._errors.clear()
+        """What could not be unwrapped is tried again when it is needed: KMS is back, say. A broken row stays one."""
+        self._errors = dict(self.broken_rows)
 
     async def unwrap(self, key: DataKey, mode: CryptoMode, wrapping: KeyWrapper) -> None:
-        """Unwraps a data key that is not in memory; logs once if it cannot be unwrapped. Raises KmsError."""
-        if key.id in self._keys:
+        """Unwraps a data key that is not in memory, or whose row changed; logs once if it cannot. Raises KmsError."""
+        if self.is_proven(key):
             return
-        task = self._in_flight.get(key.id)
+        call = key.id, key.wrapped
+        task = self._in_flight.get(call)
         if task is None:
-            task = self._in_flight[key.id] = asyncio.create_task(self._unwrap_uncached(key, mode, wrapping))
-            task.add_done_callback(lambda _: self._in_flight.pop(key.id))
+            task = self._in_flight[call] = asyncio.create_task(self._unwrap_uncached(key, mode, wrapping))
+            task.add_done_callback(lambda _: self._in_flight.pop(call))
         outcome = await asyncio.shield(task)  # one caller that is cancelled cancels no other
         if isinstance(outcome, KmsError):
             raise outcome
@@ -151,14 +176,20 @@ class DataKeyCache:
         """Returns an error of KMS instead of raising it: many callers may wait for it, or none any more."""
         refusal, is_previous = wrapping.explain_refusal(key.wrapped), wrapping.is_previous(key.wrapped.kek)
         if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK and not is_previous:
+            if key.id in self._keys:
+                return None  # it decrypts; KMS opens its new row later
             refusal = UnwrapError(_WAITS_FOR_KMS)
         if refusal:
             self._set_error(key, refusal)
             return None
         try:
             async with self._semaphore:
-                self.add(UnwrappedKey(key.id, await wrapping.unwrap(key)), key)
-            self._errors.pop(key.id, None)
+                unwrapped = UnwrappedKey(key.id, await wrapping.unwrap(key))
+            if self._keys.setdefault(key.id, unwrapped) == unwrapped:
+                self._rows[key.id] = key
+                self._errors.pop(key.id, None)
+            else:
+                self._set_error(key, UnwrapError("it opens to another key than before"))
         except UnwrapError as error:
             self._set_error(key, error)
         except KmsError as error:
@@ -170,8 +201,12 @@ class DataKeyCache:
 
     def _set_error(self, key: DataKey, error: UnwrapError) -> None:
         message = str(error)
-        if self._errors.get(key.id) != message:
-            self._errors[key.id] = message
+        if self._errors.get(key.id) == message:
+            return
+        self._errors[key.id] = message
+        if key.id in self._keys:
+            log.error("data key is lost at a restart: its row changed", data_key=key.id, error=message, hint=_REPAIR)
+        else:
             log.warning("data key cannot be unwrapped; its records cannot be read", data_key=key.id, error=message)
 
 
@@ -241,9 +276,19 @@ class Keyring:
         """When mode or readiness last changed, or the start; unix time."""
 
     @property
-    def is_ready(self) -> bool:
-        """Whether records can be encrypted: false only while no data key can be used."""
+    def can_encrypt(self) -> bool:
+        """False only while no data key can be used."""
         return self._active is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether records can be encrypted, and a restart would lose no data key."""
+        return self.can_encrypt and not self.broken_rows
+
+    @property
+    def broken_rows(self) -> Mapping[str, str]:
+        """Why the rows of data keys no longer open to the keys in memory, by id: a restart would lose these."""
+        return self._cache.broken_rows
 
     @property
     def unwrap_errors(self) -> Mapping[str, str]:
@@ -267,28 +312,38 @@ class Keyring:
                 "data keys of a KMS key that neither kms nor previous_kms names: "
                 f"{sum(self._unnamed_keks.values())}; the log names it"
             )
-        lost = self._ids_wrapped_locally & self._cache.errors.keys()
+        broken = self.broken_rows
+        if broken:
+            named = [f"{data_key_id} ({error})" for data_key_id, error in broken.items()]
+            found.append(
+                f"a restart would lose data keys whose rows somebody changed: {_format_list(named)}; nothing is "
+                f"encrypted with them: {_REPAIR}"
+            )
+        lost = self._ids_wrapped_locally & self._cache.errors.keys() - broken.keys()
         if lost:
             found.append(
                 f"{len(lost)} of the data keys are wrapped by a local key that is lost, and their records cannot be "
                 "read: put it back, or see keypulse-backend admin abandon"
             )
-        if others := len(self._cache.errors) - len(lost):
+        if others := len(self._cache.errors) - len(broken) - len(lost):
             found.append(f"data keys that cannot be unwrapped: {others}; so their records cannot be read")
         recent = [name for name, at in self._restored_at.items() if at > self._clock() - _RESTORED_SECONDS]
         if recent:
-            more = f" and {len(recent) - _MAX_NAMED} more" if len(recent) > _MAX_NAMED else ""
             found.append(
                 "the database lost data keys, which were put back from memory within an hour: "
-                f"{', '.join(recent[-_MAX_NAMED:])}{more}; it may hold an older state: look for lost records"
+                f"{_format_list(recent[::-1])}; it may hold an older state: look for lost records"
             )
         return found
 
     def get_active_key(self) -> UnwrappedKey:
         """The key for new records. Raises KeyUnavailableError."""
         if self._active is None:
-            raise KeyUnavailableError(f"no data key can be used: {self.reason}")
+            raise KeyUnavailableError(f"no data key can be used: {self.reason or 'the row of the active one changed'}")
         return self._active
+
+    def get_row(self, data_key_id: str) -> DataKey:
+        """The row that opened to this key in memory."""
+        return self._cache.get_row(data_key_id)
 
     async def get_key(self, data_key_id: str) -> UnwrappedKey:
         """The key that a record was encrypted with; one that another instance has created since is read at once.
@@ -343,18 +398,19 @@ class Keyring:
             await self.reload_keys()
             await self.send_heartbeat()
 
-    async def restore_row(self, data_key_id: str) -> None:
-        """Puts back the row of a data key that the database no longer has, and uses what is active then.
+    async def replace_active_key(self, data_key_id: str) -> None:
+        """The row of the active data key is lost or changed: puts it back or opens it, and uses what is active then.
 
         Raises DatabaseError, and KeyUnavailableError if KMS failed.
         """
         async with self.lock:
-            if await self._store.find(data_key_id):
+            row = await self._store.find(data_key_id)
+            if (row and self._cache.is_proven(row)) or (self._active and self._active.id != data_key_id):
                 return  # somebody else was faster
             try:
                 await self._use_keys(self.mode)
             except (KmsError, RetiredVersionError, LocalKeyError) as error:
-                raise KeyUnavailableError(f"the database lost its data key {data_key_id}: {error}") from None
+                raise KeyUnavailableError(f"the database lost or changed data key {data_key_id}: {error}") from None
 
     async def reload_keys(self) -> None:
         """Uses the keyring as it is now, in the current mode; the caller holds `lock`."""
@@ -372,24 +428,25 @@ class Keyring:
         """
         mode = self.mode
         keys = await self._store.list_all()
-        others = [key for key in keys if key.id not in self._cache]
+        others = [key for key in keys if not self._cache.is_proven(key)]
         local = [key for key in keys if key.wrapped.kek == LOCAL_KEK and key.status is not DataKeyStatus.ACTIVE]
         try:
             unwrap = partial(self._cache.unwrap, mode=mode, wrapping=self._background_wrapping)
             due = self._retries.select_due(others, self._cache.errors)
             await run_concurrently(due, unwrap, _ignore_results, MAX_BACKGROUND_CALLS)
-            following = self._retries.select_recovered(others, due, {key.id for key in due if key.id in self._cache})
+            opened = {key.id for key in due if self._cache.is_proven(key)}
+            following = self._retries.select_recovered(others, due, opened)
             await run_concurrently(following, unwrap, _ignore_results, MAX_BACKGROUND_CALLS)
             if mode is CryptoMode.KMS:
-                await run_concurrently(
-                    [key for key in local if key.id in self._cache], self._rewrap, _ignore_results, MAX_BACKGROUND_CALLS
-                )
+                proven = [key for key in local if self._cache.is_proven(key)]
+                await run_concurrently(proven, self._rewrap, _ignore_results, MAX_BACKGROUND_CALLS)
         except (KmsError, RetiredVersionError) as error:
             log.warning("KMS failed while data keys were unwrapped; they are tried again", error=str(error))
 
     async def _rewrap(self, key: DataKey) -> None:
         wrapped = await self._background_wrapping.wrap(key.id, self._cache[key.id].secret)
         if await self._store.replace_wrap(key, wrapped):
+            self._cache.add(self._cache[key.id], replace(key, wrapped=wrapped))
             log.info("data key rewrapped by KMS", data_key=key.id, kek_version=wrapped.kek_version)
 
     async def _use_keys(self, mode: CryptoMode) -> None:
@@ -403,11 +460,14 @@ class Keyring:
         for key in keys:
             if key.status in _STATUSES_UNWRAPPED_FIRST:
                 await self._cache.unwrap(key, mode, self._wrapping)
-        self._pending = tuple(key.id for key in keys if key.status is DataKeyStatus.PENDING and key.id in self._cache)
+        proven = {key.id for key in keys if self._cache.is_proven(key)}
+        self._pending = tuple(key.id for key in keys if key.status is DataKeyStatus.PENDING and key.id in proven)
+        if self._active and self._active.id not in proven:
+            self._active = None
         stored = next((key for key in keys if key.status is DataKeyStatus.ACTIVE), None)
         if (
             stored
-            and stored.id in self._cache
+            and stored.id in proven
             and not (mode is CryptoMode.KMS and stored.id in self._ids_wrapped_locally_ever)
         ):
             self._active = self._cache[stored.id]
@@ -496,6 +556,11 @@ class Keyring:
         self.mode, self.reason = mode, reason
         log_change = log.warning if reason else log.info
         log_change("crypto mode changed", mode=mode.value, ready=self.is_ready, reason=reason, error=error)
+
+
+def _format_list(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else ""
+    return ", ".join(items[:_MAX_NAMED]) + more
 
 
 async def _ignore_results(_outcomes: Sequence[tuple[DataKey, None]]) -> None:

@@ -23,6 +23,7 @@ from shared.backend_contract import (
     CRYPTO_READY,
     KEYRING_METRICS,
     KMS_DATA_KEY_ENCRYPTIONS,
+    KMS_DATA_KEY_ROW_BROKEN,
     KMS_DATA_KEYS,
     KMS_DATA_KEYS_MISSING,
     KMS_DATA_KEYS_RESTORED,
@@ -38,6 +39,8 @@ from shared.keyring.database import Database, DatabaseError
 from shared.keyring.rotation_metrics import KeyringMetrics, read_keyring_metrics
 
 _MAX_NAMED: Final = 3
+_MAX_BROKEN_SERIES: Final = 100
+"""So that a whole table that is changed stays within what a scrape may have."""
 _FAMILIES: Final = {**CRYPTO_METRICS, **KEYRING_METRICS}
 
 log = structlog.get_logger(__name__)
@@ -133,6 +136,7 @@ class _KeyringCollector(Collector):
         yield CRYPTO_READY, keyring.is_ready
         yield CRYPTO_INIT_TIMESTAMP, keyring.initialised_at
         yield KMS_DATA_KEYS_UNUSABLE, len(keyring.unwrap_errors)
+        yield KMS_DATA_KEY_ROW_BROKEN, {(name[:64],): 1 for name in list(keyring.broken_rows)[:_MAX_BROKEN_SERIES]}
         yield KMS_LOCAL_KEY_MISSING, keyring.is_local_key_missing
         yield KMS_DATA_KEYS_RESTORED, keyring.restored_count
         if snapshot is None:

@@ -28,6 +28,8 @@ from shared.http.authentication import Endpoint
 from shared.http.json_api import build_error_response
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.key_table import Record, RecordsTable
+from shared.keyring.model import DataKey
+from shared.keyring.store import holds
 from shared.keyring.tables import Id, data_keys, to_printable_text
 from shared.sql.rows import RowQuery
 
@@ -52,10 +54,11 @@ class Records:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, record_id: str, plaintext: bytes, key: UnwrappedKey) -> bool:
+    async def put(self, record_id: str, plaintext: bytes, key: UnwrappedKey, key_row: DataKey | None = None) -> bool:
         """Encrypts and stores, over what was there under this id; it is on the disk when this returns.
 
-        False, and nothing is stored, where the database does not have the data key: nobody could read the record.
+        False, and nothing is stored, where the database does not have the data key, or no longer holds `key_row`:
+        nobody could read the record after a restart.
         """
 
         def upsert(connection: Connection) -> bool:
@@ -63,7 +66,8 @@ class Records:
             row = {"id": record_id, "data_key_id": key.id, "sealed": ciphertext}
             values = [literal(value, _records.c[name].type) for name, value in row.items()]
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == key.id))
+            unchanged = holds(key_row) if key_row else ()
+            is_stored = exists(select(data_keys.c.id).where(data_keys.c.id == key.id, *unchanged))
             new = dialect.insert(_records).from_select([*row], select(*values).where(is_stored))
             changed = {name: new.excluded[name] for name in ("data_key_id", "sealed")}
             upserted = new.on_conflict_do_update(index_elements=["id"], set_=changed).returning(_records.c.id)
@@ -82,17 +86,17 @@ class Records:
 
 
 async def store_record(keyring: Keyring, records: Records, record_id: str, content: bytes) -> None:
-    """Stores a record by the active data key, whose row is put back where the database lost it.
+    """Stores a record by the active data key. Its row is put back where the database lost it, opened where it changed.
 
-    Raises DatabaseError, and KeyUnavailableError if there is no data key, or the database loses it again and again.
+    Raises DatabaseError, and KeyUnavailableError if there is no data key, or its row changes again and again.
     """
     for _ in range(_MAX_ATTEMPTS):
         key = keyring.get_active_key()
         keyring.count_encryption(key.id)
-        if await records.put(record_id, content, key):
+        if await records.put(record_id, content, key, keyring.get_row(key.id)):
             return
-        await keyring.restore_row(key.id)
-    raise KeyUnavailableError("the database loses the row of its data key again and again")
+        await keyring.replace_active_key(key.id)
+    raise KeyUnavailableError("the database loses or changes the row of its data key again and again")
 
 
 def decrypt_record(record: Record, key: UnwrappedKey) -> bytes:

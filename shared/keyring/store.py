@@ -112,9 +112,21 @@ def change_status(connection: Connection, data_key_id: str, expected: DataKeySta
 def replace_wrap(connection: Connection, data_key_id: str, expected: WrappedKey, new: WrappedKey) -> bool:
     """Replaces the wrapped form; False, and nothing is changed, where it is another. Raises RetiredVersionError."""
     refuse_retired_version(connection, new)
-    is_expected = cast(_columns.wrapped, LargeBinary) == expected.ciphertext  # a file may hold a text there
-    found = (_columns.id == data_key_id) & is_expected
+    found = (_columns.id == data_key_id) & _equals(_columns.wrapped, expected.ciphertext)
     return connection.execute(data_keys.update().where(found).values(**_to_wrap_columns(new))).rowcount == 1
+
+
+def holds(key: DataKey) -> tuple[ColumnElement[bool], ...]:
+    """The condition that a row still has all that `key` was unwrapped from."""
+    return (
+        _columns.kek == key.wrapped.kek,
+        _equals(_columns.wrapped, key.wrapped.ciphertext),
+        _equals(_columns.fingerprint, key.fingerprint),
+    )
+
+
+def _equals(column: ColumnElement[Any], expected: bytes) -> ColumnElement[bool]:
+    return cast(column, LargeBinary) == expected  # a file may hold a text there
 
 
 def refuse_retired_version(connection: Connection, wrapped: WrappedKey) -> None:

@@ -24,6 +24,7 @@ def _collect(snapshot: KeyringMetrics | None) -> list[str]:
         is_ready=True,
         initialised_at=0.0,
         unwrap_errors={},
+        broken_rows={"k3": "it opens to another key than before"},
         restored_count=0,
         is_local_key_missing=False,
     )
@@ -44,6 +45,7 @@ def test_the_keyring_is_shown_as_it_was_seen_last() -> None:
     )
     assert _collect(snapshot) == [
         "kms_data_keys_unusable 0.0",
+        'kms_data_key_row_broken{data_key="k3"} 1.0',
         "kms_local_key_missing 0.0",
         "kms_data_keys_restored_total 0.0",
         'kms_data_keys{kek_version="2",status="retired"} 4.0',
@@ -63,6 +65,7 @@ def test_a_keyring_that_cannot_be_seen_is_not_shown() -> None:
     # What every instance knows by itself.
     assert _collect(None) == [
         "kms_data_keys_unusable 0.0",
+        'kms_data_key_row_broken{data_key="k3"} 1.0',
         "kms_local_key_missing 0.0",
         "kms_data_keys_restored_total 0.0",
     ]
