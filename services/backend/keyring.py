@@ -105,6 +105,7 @@ class DataKeyCache:
     def __init__(self) -> None:
         self._keys: dict[str, UnwrappedKey] = {}
         self._rows: dict[str, DataKey] = {}  # that opened to those keys
+        self._unproven: dict[str, DataKey] = {}  # rows that changed since, and that KMS has to open
         self._errors: dict[str, str] = {}
         self._in_flight: dict[tuple[str, WrappedKey], asyncio.Task[KmsError | None]] = {}
         self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
@@ -126,13 +127,16 @@ class DataKeyCache:
         return {data_key_id: error for data_key_id, error in self._errors.items() if data_key_id in self._keys}
 
     def get_row(self, data_key_id: str) -> DataKey:
-        """The row that opened to this key in memory."""
-        return self._rows[data_key_id]
+        """The row that opened to this key in memory, or that KMS has to open."""
+        return self._unproven.get(data_key_id) or self._rows[data_key_id]
 
     def is_proven(self, row: DataKey) -> bool:
         """Whether the key in memory was read from what this row holds."""
-        known = self._rows.get(row.id)
-        return known is not None and (known.wrapped, known.fingerprint) == (row.wrapped, row.fingerprint)
+        return _holds_same(self._rows.get(row.id), row)
+
+    def is_usable(self, row: DataKey) -> bool:
+        """Whether that is so, as far as can be known while KMS cannot be used."""
+        return self.is_proven(row) or _holds_same(self._unproven.get(row.id), row)
 
     def is_resolved(self, data_key_id: str) -> bool:
         """Whether it is in memory, or cannot be unwrapped; one that only waits for KMS may be usable by now."""
@@ -177,7 +181,9 @@ class DataKeyCache:
         refusal, is_previous = wrapping.explain_refusal(key.wrapped), wrapping.is_previous(key.wrapped.kek)
         if refusal is None and mode is CryptoMode.ENV and key.wrapped.kek != LOCAL_KEK and not is_previous:
             if key.id in self._keys:
-                return None  # it decrypts; KMS opens its new row later
+                if key.id not in self._errors:  # KMS opens its new row later
+                    self._unproven[key.id] = key
+                return None
             refusal = UnwrapError(_WAITS_FOR_KMS)
         if refusal:
             self._set_error(key, refusal)
@@ -187,6 +193,7 @@ class DataKeyCache:
                 unwrapped = UnwrappedKey(key.id, await wrapping.unwrap(key))
             if self._keys.setdefault(key.id, unwrapped) == unwrapped:
                 self._rows[key.id] = key
+                self._unproven.pop(key.id, None)
                 self._errors.pop(key.id, None)
             else:
                 self._set_error(key, UnwrapError("it opens to another key than before"))
@@ -200,6 +207,7 @@ class DataKeyCache:
         return None
 
     def _set_error(self, key: DataKey, error: UnwrapError) -> None:
+        self._unproven.pop(key.id, None)
         message = str(error)
         if self._errors.get(key.id) == message:
             return
@@ -208,6 +216,10 @@ class DataKeyCache:
             log.error("data key is lost at a restart: its row changed", data_key=key.id, error=message, hint=_REPAIR)
         else:
             log.warning("data key cannot be unwrapped; its records cannot be read", data_key=key.id, error=message)
+
+
+def _holds_same(known: DataKey | None, row: DataKey) -> bool:
+    return known is not None and (known.wrapped, known.fingerprint) == (row.wrapped, row.fingerprint)
 
 
 _STATUSES_UNWRAPPED_FIRST: Final = {DataKeyStatus.ACTIVE, DataKeyStatus.PENDING}
@@ -405,7 +417,7 @@ class Keyring:
         """
         async with self.lock:
             row = await self._store.find(data_key_id)
-            if (row and self._cache.is_proven(row)) or (self._active and self._active.id != data_key_id):
+            if (row and self._cache.is_usable(row)) or (self._active and self._active.id != data_key_id):
                 return  # somebody else was faster
             try:
                 await self._use_keys(self.mode)
@@ -457,17 +469,18 @@ class Keyring:
         self._find_unnamed_keks(keys)
         self._ids_wrapped_locally = frozenset(key.id for key in keys if key.wrapped.kek == LOCAL_KEK)
         self._ids_wrapped_locally_ever |= self._ids_wrapped_locally
+        in_use = self._active.id if self._active else None  # which may be another instance's retired one by now
         for key in keys:
-            if key.status in _STATUSES_UNWRAPPED_FIRST:
+            if key.status in _STATUSES_UNWRAPPED_FIRST or key.id == in_use:
                 await self._cache.unwrap(key, mode, self._wrapping)
-        proven = {key.id for key in keys if self._cache.is_proven(key)}
-        self._pending = tuple(key.id for key in keys if key.status is DataKeyStatus.PENDING and key.id in proven)
-        if self._active and self._active.id not in proven:
+        usable = {key.id for key in keys if self._cache.is_usable(key)}
+        self._pending = tuple(key.id for key in keys if key.status is DataKeyStatus.PENDING and key.id in usable)
+        if self._active and self._active.id not in usable:
             self._active = None
         stored = next((key for key in keys if key.status is DataKeyStatus.ACTIVE), None)
         if (
             stored
-            and stored.id in proven
+            and stored.id in usable
             and not (mode is CryptoMode.KMS and stored.id in self._ids_wrapped_locally_ever)
         ):
             self._active = self._cache[stored.id]

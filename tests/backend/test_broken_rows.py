@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import URL
 from structlog.testing import capture_logs
 
+from ops.kms_emulator.emulator import Emulator
+from ops.kms_emulator.faults import EmulatorFault
 from services.backend.config import BackendSettings
 from shared.keyring.model import build_wrapping_aad
 from tests.backend.served_backend import execute, serve_backend
@@ -163,3 +165,29 @@ async def test_a_correct_re_wrap_does_not_interrupt_writes(
         data_key_now, wrapped_now = await keyring.read_row()
         assert (data_key_now, wrapped_now != wrapped) == (data_key_id, True)
         assert await keyring.read_state(data_key_id) == GOOD
+
+
+async def test_a_row_that_changes_in_an_outage_is_opened_when_kms_is_back(
+    configured: Callable[..., BackendSettings],
+    empty_database: URL,
+    versions: Versions,
+    emulator: Emulator,
+    until: Until,
+) -> None:
+    async with serve_backend(configured()) as client:
+        keyring = ServedKeyring(client, empty_database)
+        data_key_id, _ = await keyring.read_row()
+        changed = await damage(keyring, versions)
+        emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
+
+        async def is_without_kms() -> bool:
+            return (await client.get("/healthz")).json()["crypto_mode"] == "env"
+
+        async def is_told() -> bool:
+            return await keyring.read_state(data_key_id) == BROKEN
+
+        await until(is_without_kms)
+        await keyring.write_wrap(data_key_id, changed)
+        assert await keyring.put("meanwhile") == 204
+        emulator.faults.clear()
+        await until(is_told)
