@@ -117,6 +117,8 @@ async def run_stack(ports: Ports, kms: Kms = "gcp") -> AsyncIterator[Stack]:
                 await children.start(name, command)
                 if name == "openbao":
                     await _set_up_openbao(stack)
+                elif name == "emulator":
+                    await _wait_for_emulator(stack)
             await wait_until_healthy(stack)
             yield stack
 
@@ -189,6 +191,22 @@ def build_commands(
             "--rules.alert.resend-delay=2s",
         ],
     }
+
+
+async def _wait_for_emulator(stack: Stack) -> None:
+    """The exporter inspects the key as it starts, and would report a KMS that is not there yet."""
+
+    async def is_listening() -> bool | None:
+        stack.processes.check()
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", stack.ports.emulator)
+        except OSError:
+            return None
+        writer.close()
+        return True
+
+    if await poll(is_listening, READY_TIMEOUT) is None:
+        raise StartError(f"after {READY_TIMEOUT:.0f} s the emulator does not answer")
 
 
 async def _set_up_openbao(stack: Stack) -> None:

@@ -1,7 +1,8 @@
 """Starts the jobs of one configuration: probes, key inspections and reads of backends.
 
 A reload stops them and starts those of the new settings; both write to the same `Results`. A key is inspected once a
-minute, or less often: all keys of a provider, and others who read them, share its quota of reads.
+minute, or less often: all keys of a provider, and others who read them, share its quota of reads. One whose KMS is not
+there takes nothing of it, and is soon inspected again.
 """
 
 import asyncio
@@ -209,10 +210,11 @@ def _build_inspection_job(
     async def run() -> NextRun:
         try:
             async with semaphore:
-                results.add_inspection(await inspector.inspect())
+                inspection = await inspector.inspect()
+                results.add_inspection(inspection)
         finally:
             await key.close()  # a thousand idle connections cost more than opening one each minute
-        return NextRun.ON_GRID
+        return NextRun.RETRY if inspection.is_service_unavailable else NextRun.ON_GRID
 
     return ScheduledJob(f"key inspection of {target.name}", run)
 

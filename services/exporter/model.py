@@ -159,6 +159,8 @@ class KeyInspection:
     """Why KMS cannot use the key's external key manager."""
     credentials: Credentials = field(default_factory=dict)
     """What authenticates the calls, with its end."""
+    is_service_unavailable: bool = False
+    """The key could not be read because the service was not there."""
 
 
 @dataclass(frozen=True, slots=True)

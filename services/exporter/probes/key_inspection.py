@@ -108,6 +108,7 @@ class KeyInspector:
             ),
             problems=tuple(dict.fromkeys([*problems, *call_problems])),
             call_problems=tuple(call_problems),
+            is_service_unavailable=failure is not None and failure.reason is Reason.UNAVAILABLE,
             encrypt_call=encrypt,
             versions_without_canary=self._find_versions_without_canary(
                 [one.version for one in (*stored, present) if one], description
