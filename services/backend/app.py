@@ -39,20 +39,39 @@ from shared.process.server import ServerRunner
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
-def build_health_route(keyring: Keyring, poller: KeyringPoller) -> ProtectedRoute:
-    """The route of `/healthz`, for load balancers and the exporter: 200 while records can be encrypted, else 503."""
+_DATABASE_SECONDS: Final = 2.0
+"""How long `/healthz` waits for the database: the exporter asks for 5 s in all."""
+
+
+def build_health_route(keyring: Keyring, poller: KeyringPoller, store: DataKeyStore) -> ProtectedRoute:
+    """The route of `/healthz`, for load balancers and the exporter.
+
+    It answers 200 while records can be encrypted and stored, else 503.
+    """
+
+    async def find_database_problem() -> str | None:
+        try:
+            async with asyncio.timeout(_DATABASE_SECONDS):
+                await store.find("")
+        except TimeoutError:
+            return f"the database does not answer within {_DATABASE_SECONDS:g} s"
+        except DatabaseError as error:
+            return f"the database cannot be used: {error}"
+        return None
 
     async def healthz(_request: Request) -> Response:
-        problems = keyring.list_problems() + poller.list_problems()
+        problem = await find_database_problem()
+        problems = [*([problem] if problem else []), *keyring.list_problems(), *poller.list_problems()]
+        can_store, reason = keyring.can_encrypt and not problem, problem or keyring.reason
         health = {
-            "status": ("degraded" if problems else "ok") if keyring.can_encrypt else "not ready",
+            "status": ("degraded" if problems else "ok") if can_store else "not ready",
             "crypto_mode": keyring.mode.value,
             "crypto_ready": keyring.is_ready,
             "data_keys_unusable": len(keyring.unwrap_errors),
-            "reason": keyring.reason and hide_paths(keyring.reason),
+            "reason": reason and hide_paths(reason),
             **({"problems": [hide_paths(each) for each in problems]} if problems else {}),
         }
-        return JSONResponse(health, status_code=200 if keyring.can_encrypt else 503, headers=_NO_STORE)
+        return JSONResponse(health, status_code=200 if can_store else 503, headers=_NO_STORE)
 
     return ProtectedRoute("/healthz", healthz, RouteRequirements(Role.VIEWER, is_public=True))
 
@@ -114,7 +133,7 @@ async def run_backend(settings: BackendSettings, *, clock: Callable[[], float] =
         def build_application(settings: BackendSettings) -> Starlette:
             routes = [
                 *records.build_record_routes(keyring, Records(database), count_decryption_error),
-                build_health_route(keyring, poller),
+                build_health_route(keyring, poller, keys),
                 *admin_api.build_routes(administration, lost_data_keys, admin_api.build_access(settings.admin)),
             ]
             return create_application(

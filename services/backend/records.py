@@ -25,7 +25,7 @@ from services.backend.request_body import RequestRefusedError, read_body, refuse
 from shared.config.server_settings import Role
 from shared.http.access import ProtectedRoute, RouteRequirements
 from shared.http.authentication import Endpoint
-from shared.http.json_api import build_error_response
+from shared.http.json_api import build_error_response, hide_paths
 from shared.keyring.database import Database, DatabaseError
 from shared.keyring.key_table import Record, RecordsTable
 from shared.keyring.model import DataKey
@@ -178,7 +178,7 @@ def _handle_errors(endpoint: Endpoint) -> Endpoint:
             return build_error_response(503, f"nothing is stored: {error}")
         except DatabaseError as error:
             log.warning("database failed a request", method=request.method, error=str(error))
-            return build_error_response(503, f"the database cannot be used, try again: {error}")
+            return build_error_response(503, f"the database cannot be used, try again: {hide_paths(str(error))}")
 
     return answer
 

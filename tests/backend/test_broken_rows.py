@@ -181,7 +181,8 @@ async def test_a_row_that_changes_in_an_outage_is_opened_when_kms_is_back(
         emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
 
         async def is_without_kms() -> bool:
-            return (await client.get("/healthz")).json()["crypto_mode"] == "env"
+            mode: str = (await client.get("/healthz")).json()["crypto_mode"]
+            return mode == "env"
 
         async def is_told() -> bool:
             return await keyring.read_state(data_key_id) == BROKEN
