@@ -40,6 +40,8 @@ class CheckOutcome(StrEnum):
     """A check that it depends on failed: its own failure would add nothing."""
     NOT_APPLICABLE = "not_applicable"
     """What is checked does not exist here, and need not."""
+    ADVICE = "advice"
+    """It works, and something would make it better."""
 
 
 _MARKS: Final = {
@@ -47,6 +49,7 @@ _MARKS: Final = {
     CheckOutcome.FAILED: "✗",
     CheckOutcome.SKIPPED: "-",
     CheckOutcome.NOT_APPLICABLE: "-",
+    CheckOutcome.ADVICE: "-",
 }
 
 
@@ -64,6 +67,10 @@ class CheckError(HintedError):
         self.is_usable = is_usable
 
 
+class CheckAdvice(HintedError):  # noqa: N818 - it is no error
+    """What is checked works, and something would make it better."""
+
+
 class CheckNotApplicable(Exception):  # noqa: N818 - it is no error
     """What a check is about does not exist here, and need not; the message says what."""
 
@@ -74,7 +81,7 @@ class Check:
 
     name: str
     run: Callable[[], Awaitable[str]]
-    """Returns a short detail. Raises CheckError or CheckNotApplicable; it must end in bounded time."""
+    """Returns a short detail. Raises CheckError, CheckAdvice or CheckNotApplicable; it must end in bounded time."""
     depends_on: str | None = None
     """The name of an earlier check; this one is skipped unless that passed."""
     after: tuple[str, ...] = ()
@@ -88,15 +95,15 @@ class CheckResult:
     detail: str
     """A short result; the error of a failure; why a check was skipped."""
     hint: str = ""
-    """What to do about a failure."""
+    """What to do about a failure or an advice."""
     seconds: float = 0.0
     is_usable: bool = False
     """Whether what depends on a failed check can work all the same."""
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing is wrong: it passed, or there is nothing to check."""
-        return self.outcome in {CheckOutcome.PASSED, CheckOutcome.NOT_APPLICABLE}
+        """Whether nothing is wrong: it passed, with advice or without, or there is nothing to check."""
+        return self.outcome in {CheckOutcome.PASSED, CheckOutcome.NOT_APPLICABLE, CheckOutcome.ADVICE}
 
     @property
     def stops_others(self) -> bool:
@@ -130,6 +137,8 @@ async def run_check(check: Check) -> CheckResult:
     except CheckError as failure:
         result = CheckResult(check.name, CheckOutcome.FAILED, failure.error, failure.hint, monotonic() - began)
         return replace(result, is_usable=failure.is_usable)
+    except CheckAdvice as advice:
+        return CheckResult(check.name, CheckOutcome.ADVICE, advice.error, advice.hint)
     except CheckNotApplicable as nothing:
         return CheckResult(check.name, CheckOutcome.NOT_APPLICABLE, str(nothing))
     return CheckResult(check.name, CheckOutcome.PASSED, detail, seconds=monotonic() - began)

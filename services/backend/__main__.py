@@ -38,7 +38,6 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
 
     Serves when no command is given.
     """
-    context.obj = options["config"]
     if context.invoked_subcommand is None:
         run_server(BackendSettings, serve, options)
 

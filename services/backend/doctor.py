@@ -17,7 +17,7 @@ async def open_checks(settings: BackendSettings) -> AsyncIterator[Sequence[Check
     kms, previous, timeout = settings.kms, settings.previous_kms, settings.kms_timeout
     async with connect_keys((kms, *previous)) as keys:
         yield [
-            Check("database tables", partial(check_keyring_database, settings.database)),
+            Check("database tables", partial(check_keyring_database, settings.database), "database"),
             *list_key_checks("kms", keys[kms.key_name], (), timeout=timeout, address=kms.address_setting),
             *list_previous_key_checks(previous, keys, timeout),
         ]

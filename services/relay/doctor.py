@@ -43,7 +43,7 @@ from services.relay.routes.alertmanager import (
     parse_tree,
     route_alert,
 )
-from shared.check import Check, CheckError, CheckNotApplicable
+from shared.check import Check, CheckAdvice, CheckError, CheckNotApplicable
 from shared.config.secret_file import SecretFile
 from shared.config.settings import is_placeholder_url
 from shared.net.page import check_connection, check_page
@@ -222,7 +222,7 @@ def _may_match(watchdog: WatchdogSettings) -> bool:
 async def open_checks(settings: RelaySettings) -> AsyncIterator[Sequence[Check]]:
     """The database, each channel, each Alertmanager with its receivers, the provider of logins, and the links."""
     async with AsyncExitStack() as stack:
-        checks = [Check("database tables", partial(check_outbox, settings.database))]
+        checks = [Check("database tables", partial(check_outbox, settings.database), "database")]
         for name, channel_settings in settings.channels.items():
             channel = channel_settings.connect(settings.delivery.timeout)
             stack.push_async_callback(close_channel, name, channel)
@@ -392,7 +392,7 @@ def _list_watchdog_checks(settings: RelaySettings) -> Iterator[Check]:
 async def _check_watchdogs(settings: RelaySettings) -> str:
     if not settings.watchdogs:
         channels = ", ".join(settings.default_channels)
-        raise CheckError(
+        raise CheckAdvice(
             "there are none: nobody learns that Prometheus or Alertmanager is gone, and each heartbeat is a message",
             f"add: watchdogs: [{{matchers: ['alertname=\"Watchdog\"'], expect_every: 5m, channels: [{channels}]}}]",
         )

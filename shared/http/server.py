@@ -26,6 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared import VERSION
+from shared.check import HintedError
 from shared.config.server_settings import Role
 from shared.config.settings import Address
 from shared.credentials import Credentials
@@ -46,8 +47,8 @@ DRAIN_SECONDS = 5.0
 _DRAIN_POLL_SECONDS = 0.01
 
 
-class StartError(Exception):
-    """The server cannot start; the message is one sentence with the next step."""
+class StartError(HintedError):
+    """The server cannot start."""
 
 
 def create_registry() -> CollectorRegistry:
@@ -185,7 +186,7 @@ def bind_socket(address: Address) -> socket.socket:
     except OSError as error:
         bound.close()
         raise StartError(
-            f"cannot listen on {address}: {error.strerror}; stop what listens there, or set another address"
+            f"cannot listen on {address}: {error.strerror}", "stop what listens there, or set another address"
         ) from None
     return bound
 

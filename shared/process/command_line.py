@@ -19,7 +19,6 @@ from pydantic import ValidationError
 
 from shared import VERSION
 from shared.config.errors import ConfigurationError, format_errors
-from shared.config.file_checks import FileProblem
 from shared.config.server_settings import ServerSettings
 from shared.config.settings import Address, CommandSettings, check_base_url, load_settings, parse_address
 from shared.http.healthcheck import check_configured_server, exit_with_result
@@ -32,6 +31,7 @@ C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=ServerSettings)
 G = TypeVar("G")
 T = TypeVar("T")
+W = TypeVar("W", bound=Callable[..., Any])
 Command = Callable[..., Any]
 Loop = Callable[[], asyncio.AbstractEventLoop]
 
@@ -74,17 +74,18 @@ def add_server_options(command: Command) -> Command:
             is_flag=True,
             help="Validate the configuration, open what it names, and exit.",
         ),
-        click.option(
-            "--web.config.file",
-            "web_config",
-            type=click.Path(path_type=Path),
-            help="TLS and users, as exporter-toolkit's web.yml has them.",
-        ),
+        add_web_config_option,
         click.option("--config", type=click.Path(path_type=Path), help="The YAML file; without it, defaults."),
         click.version_option(VERSION, prog_name="keypulse"),
     ):
         command = option(command)
     return command
+
+
+def add_web_config_option(command: W) -> W:
+    """Add the option of the file with TLS and users."""
+    help_ = "TLS and users, as exporter-toolkit's web.yml has them."
+    return click.option("--web.config.file", "web_config", type=click.Path(path_type=Path), help=help_)(command)
 
 
 def parse_listen_option_or_exit(option: str, value: str, *, allow_remote_insecure: bool) -> Address:
@@ -144,7 +145,7 @@ URL_WITH_USER: Final = ParsedOption(partial(check_base_url, allow_user=True), "u
 
 def load_settings_or_exit(model: type[C], config: Path | None) -> C:
     """Return the settings; on errors, print one line for each to standard error and exit with 2."""
-    return _exit_on_configuration_error(lambda: load_settings(model, config))
+    return exit_on_configuration_error(lambda: load_settings(model, config))
 
 
 def print_configuration_or_exit(model: type[C], template: Path, **values: object) -> None:
@@ -184,17 +185,15 @@ def run_server(
         exit_with_result(check_configured_server(model, config, web_config))
     if not options["check"]:
         block_sighup()
-    runner = _exit_on_configuration_error(lambda: prepare_server(model, config, web_config, is_check=options["check"]))
-    warnings = [(config, FileProblem(key, error, "", None)) for key, error in runner.settings.find_warnings()]
-    warnings += runner.warnings
+    runner = exit_on_configuration_error(lambda: prepare_server(model, config, web_config, is_check=options["check"]))
     if options["check"]:
-        for file, problem in warnings:
+        for file, problem in runner.warnings:
             click.echo(f"{file or 'environment'}: {problem.key}: {problem.sentence}", err=True)
         click.echo("the configuration is valid")
         return
     logs.configure(model.service_name, options["log_level"], options["log_format"])
     memory.limit_retained_memory()
-    log_warnings(problem for _, problem in warnings)
+    log_warnings(problem for _, problem in runner.warnings)
     _raise_open_file_limit()
     run_until_done_or_exit(run_until_stop_signal(serve(runner)), loop)
 
@@ -205,7 +204,8 @@ def _raise_open_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
-def _exit_on_configuration_error(read: Callable[[], T]) -> T:
+def exit_on_configuration_error(read: Callable[[], T]) -> T:
+    """Return what `read` returns; on a ConfigurationError, print its lines to standard error and exit with 2."""
     try:
         return read()
     except ConfigurationError as error:

@@ -19,7 +19,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final, Generic, TypeVar
@@ -344,8 +344,8 @@ class ServerRunner(Generic[S]):
         def reload_settings() -> S:
             settings = load_settings(type(self.settings), self.config_file)
             problems = [(self.config_file, problem) for problem in check_files(settings)]
-            unmatched = _find_unmatched_roles(settings, self.config_file, self.web_config_file)
-            log_warnings(problem for _, problem in (*_refuse_errors(problems), *unmatched))
+            warnings = replace(self, settings=settings).find_warnings()
+            log_warnings(problem for _, problem in (*_refuse_errors(problems), *warnings))
             return settings
 
         reloading = ReloadMiddleware(
@@ -386,6 +386,12 @@ class ServerRunner(Generic[S]):
 
         return guarded
 
+    def find_warnings(self) -> Iterator[tuple[Path | None, FileProblem]]:
+        """Yield what is valid, and does not work as it seems to, each with the file that names it. Blocks."""
+        for key, error in self.settings.find_warnings():
+            yield self.config_file, FileProblem(key, error, "", None)
+        yield from _find_unmatched_roles(self.settings, self.config_file, self.web_config_file)
+
     def get_credentials(self) -> Credentials:
         """Those of web.yml that end, as the server uses them now: each request reads a file that has changed."""
         found = self.web_config_file.state.credentials if self.web_config_file else {}
@@ -420,13 +426,8 @@ async def wait_until_stopped(on_stop: Callable[[], object] = lambda: None, **add
     on_stop()
 
 
-def prepare_server(
-    model: type[S], config_file: Path | None, web_config_path: Path | None, *, is_check: bool = False
-) -> ServerRunner[S]:
-    """Read both files, and open the files that they name. Raises ConfigurationError with the errors of both.
-
-    With `is_check` every file that cannot be opened is an error, and not only those that a start needs.
-    """
+def read_configuration(model: type[S], config_file: Path | None, web_config_path: Path | None) -> ServerRunner[S]:
+    """Read both files. Raises ConfigurationError with the errors of both: no server starts with them."""
     errors: list[str] = []
     web, settings = None, None
     try:
@@ -442,11 +443,22 @@ def prepare_server(
     refuse_unprotected(settings, config_file, web)
     if web:
         web.reserved_names = settings.list_reserved_names()
-    problems = [(config_file, problem) for problem in check_files(settings)]
-    if web:
+    return ServerRunner(settings, config_file, web)
+
+
+def prepare_server(
+    model: type[S], config_file: Path | None, web_config_path: Path | None, *, is_check: bool = False
+) -> ServerRunner[S]:
+    """Read both files, and open the files that they name. Raises ConfigurationError with the errors of both.
+
+    With `is_check` every file that cannot be opened is an error, and not only those that a start needs.
+    """
+    runner = read_configuration(model, config_file, web_config_path)
+    problems = [(config_file, problem) for problem in check_files(runner.settings)]
+    if web := runner.web_config_file:
         problems += [(web_config_path, problem) for problem in check_files(web.get_state().config)]
-    warnings = [*_refuse_errors(problems, is_check=is_check), *_find_unmatched_roles(settings, config_file, web)]
-    return ServerRunner(settings, config_file, web, warnings)
+    warnings = [*_refuse_errors(problems, is_check=is_check), *runner.find_warnings()]
+    return replace(runner, warnings=warnings)
 
 
 def log_warnings(problems: Iterable[FileProblem]) -> None:
@@ -468,7 +480,8 @@ def _find_unmatched_roles(
     for name in settings.auth.roles:
         if name not in users:
             error = "web.yml has no such user, so nobody has this role"
-            yield config, FileProblem(f"auth.roles.{name}", error, "", None)
+            hint = "give that file by --web.config.file, or remove the role"
+            yield config, FileProblem(f"auth.roles.{name}", error, hint, None)
 
 
 def _refuse_errors(

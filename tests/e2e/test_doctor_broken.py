@@ -573,7 +573,6 @@ BROKEN: dict[str, list[tuple[Break, str, str, str]]] = {
             "receiver kms-critical has no webhook",
             "/relay_token}}}]}",
         ),
-        (edit("watchdogs", []), "watchdogs", "there are none", "channels: [slack]}]"),
         (
             edit("watchdogs.0.matchers", ['alertname="DeadMansSwitch"']),
             "watchdogs at alertmanager.urls.0",

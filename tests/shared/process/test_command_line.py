@@ -157,7 +157,8 @@ def test_a_user_without_a_role_and_a_role_without_a_user_are_reported_by_the_che
     sentences = {
         "basic_auth_users.alertmanager": "reads /metrics alone, since auth.roles has no role for it; "
         "to send alerts to a relay it needs `responder`",
-        "auth.roles.ben": "web.yml has no such user, so nobody has this role",
+        "auth.roles.ben": "web.yml has no such user, so nobody has this role; "
+        "give that file by --web.config.file, or remove the role",
     }
     checked = _run(command, "--config", file, "--web.config.file", web, "--check")
     assert checked.returncode == 0

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from shared.check import Check, CheckError
+from shared.check import Check, CheckAdvice, CheckError
 from shared.config.settings import CommandSettings, SecretPath
 from shared.process.doctor import create_doctor_command, run_checks_concurrently
 
@@ -21,6 +21,7 @@ class Settings(CommandSettings):
 
     secret_file: SecretPath
     works: bool = True
+    advises: bool = False
 
 
 opened: list[str] = []
@@ -33,8 +34,15 @@ async def open_checks(settings: Settings) -> AsyncIterator[Sequence[Check]]:
             raise CheckError("it is broken", "repair it")
         return "it works"
 
+    async def advise() -> str:
+        raise CheckAdvice("it could be quicker", "add memory")
+
     opened.append("open")
-    yield [Check("thing", check), Check("other", check, "thing")]
+    yield [
+        Check("thing", check),
+        Check("other", check, "thing"),
+        *([Check("speed", advise)] if settings.advises else []),
+    ]
     opened.append("closed")
 
 
@@ -50,12 +58,12 @@ def run(*arguments: str, before: Path | None = None) -> Result:
     command = create_doctor_command(Settings, open_checks, "keypulse-sample")
 
     @click.group()
-    @click.pass_context
-    def main(context: click.Context) -> None:
-        context.obj = before
+    @click.option("--config", type=click.Path(path_type=Path))
+    def main(config: Path | None) -> None:
+        assert config == before
 
     main.add_command(command)
-    return CliRunner().invoke(main, ["doctor", *arguments])
+    return CliRunner().invoke(main, [*(["--config", str(before)] if before else []), "doctor", *arguments])
 
 
 def test_a_line_each_and_zero_where_all_is_healthy(file: Path) -> None:
@@ -97,6 +105,18 @@ def test_what_depends_on_a_file_that_others_may_read_is_checked_all_the_same(fil
     assert answer.startswith("✓ answer: fine")
     assert further.startswith("✓ further: fine")
     assert end == "1 of 3 checks failed"
+
+
+def test_an_advice_is_counted_by_name_and_is_no_failure(file: Path) -> None:
+    file.write_text("secret_file: secret\nadvises: true\n")
+    result = run("--config", str(file))
+    assert result.exit_code == 0
+    *_, advice, end = result.output.splitlines()
+    assert advice == "- speed: it could be quicker; add memory"
+    assert end == "all 4 checks passed, 1 with advice: speed"
+    rows = json.loads(run("--config", str(file), "--json").output)
+    assert rows["ok"]
+    assert rows["checks"][-1] == {"name": "speed", "ok": True, "detail": "it could be quicker", "hint": "add memory"}
 
 
 def test_json_has_the_fields_that_programs_rely_on(file: Path) -> None:
