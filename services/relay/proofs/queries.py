@@ -67,8 +67,10 @@ class Standing:
 
     @property
     def hop(self) -> str | None:
-        """Where its last proof was lost; None if it was not."""
-        return self.last and self.last.hop
+        """Where its last proof was lost, or is failing now; None if it is not."""
+        if self.last is None or self.last.hop or self.last.level or not self.last.error:
+            return self.last and self.last.hop
+        return Hop.CHANNEL  # as `record_losses` counts it: an attempt was made
 
     @property
     def error(self) -> str | None:
@@ -82,7 +84,7 @@ class Standing:
         )
         if proven:
             return True
-        return None if self.hop is None and (since or self.times.proven_at is None) else False
+        return None if not (self.last and self.last.hop) and (since or self.times.proven_at is None) else False
 
 
 _proof = channel_proofs.c

@@ -147,7 +147,7 @@ async def test_each_channel_has_its_level_its_age_and_where_its_last_proof_was_l
         ("slack", "read_back", 56.0, True, None, None),
         ("mail", "reachable", 56.0, True, None, "451 <try> later"),
         ("pager", "accepted", 120.0 + 4 * EVERY - 64.0, False, "channel", "no channel in time"),
-        ("hook", "reachable", 120.0 + 2 * EVERY - 64.0, False, None, "HTTP 401"),
+        ("hook", "reachable", 120.0 + 2 * EVERY - 64.0, False, "channel", "HTTP 401"),
         ("new", None, None, None, None, None),
     ]
     assert answer["channels"][0]["proven_at"] == format_json_time(LAST + 64.0)
@@ -169,7 +169,7 @@ async def test_each_channel_has_its_level_its_age_and_where_its_last_proof_was_l
         "slack read back 56 s ago proven",
         "mail reachable 56 s ago 451 &lt;try&gt; later",
         "pager accepted 1 h ago lost at channel: no channel in time",
-        "hook reachable 30 min ago HTTP 401",
+        "hook reachable 30 min ago lost at channel: HTTP 401",
         "new none never none yet",
         "backend, prod, begun 2 min ago prometheus 40.0 s alertmanager 41.5 s webhook 62.0 s",
         "outbox 62.2 s hook waits mail 64.0 s pager lost slack 64.0 s",
