@@ -5,6 +5,8 @@ has not had for a while. Alertmanager does not say why it no longer has an alert
 resolve was lost. So the resolve claims no more than is known. If Alertmanager's own resolve comes after all, it is a
 duplicate (see `intake.acceptance`). A false resolve is worse than a late one, so in doubt the incident stays open:
 
+- A peer may never have got an alert that another one has. So while a peer does not count, an incident is closed only
+  if one that counts was seen to have it, since that peer and this process started.
 - Alerts that are not listed cannot be compared. An incident with such alerts is closed only if no alert in Alertmanager
   has the labels of its group.
 - If some alerts of a group are gone and others fire, Alertmanager keeps sending the group. So every alert counts that
@@ -57,12 +59,18 @@ class ReconcileTimes:
     """How long an Alertmanager must have been up, so that Prometheus has sent it again what fires."""
 
 
+_PeerRun = tuple[str, float]
+"""The URL of a peer, and when it started: a restart loses its alerts."""
+
+
 @dataclass(frozen=True, slots=True)
 class _AlertmanagerView:
     labels_by_fingerprint: Mapping[str, Mapping[str, str]]
     active_by_fingerprint: Mapping[str, ActiveAlert]
-    usable_peers: int
-    """How many of them answered, and have been up for long enough."""
+    fingerprints_by_peer: Mapping[_PeerRun, frozenset[str]]
+    """What each has of them that answered."""
+    usable_peers: frozenset[_PeerRun]
+    """Those that answered, and have been up for long enough."""
 
 
 class Reconciler:
@@ -82,6 +90,8 @@ class Reconciler:
         self._errors: dict[str, str] = {}
         self._absent_since: dict[str, float] = {}
         """By the id of the incident's latest event: another event means that its alerts were there again."""
+        self._seen_at: dict[tuple[str, int], set[_PeerRun]] = {}
+        """The peers that were seen to have alerts of an open incident, by its id and episode."""
         self._refired: set[str] = set()
         """The latest events of closed incidents that fired again at the last round."""
 
@@ -114,12 +124,15 @@ class Reconciler:
             return
         now = self._monotonic()
         closable: list[tuple[str, str]] = []
+        open_episodes: set[tuple[str, int]] = set()
         async for incident in iterate_open_incidents(self._publisher.store):
+            open_episodes.add((incident.id, incident.episode))
             since = now
             if await self._is_absent(incident, view):
                 since = self._absent_since[incident.event_id] = before.get(incident.event_id, now)
             if now - since >= self._times.min_absence:
                 closable.append((incident.id, incident.event_id))
+        self._seen_at = {episode: peers for episode, peers in self._seen_at.items() if episode in open_episodes}
         for incident_id, event_id in closable:  # read again, because all of them may be too much for the memory
             read = await self._publisher.store.read(partial(read_open_incident, incident_id=incident_id))
             if read is None or read.event_id != event_id:
@@ -141,7 +154,8 @@ class Reconciler:
     async def _query_peers(self) -> _AlertmanagerView:
         labels: dict[str, Mapping[str, str]] = {}
         active: dict[str, ActiveAlert] = {}
-        counted = 0
+        fingerprints: dict[_PeerRun, frozenset[str]] = {}
+        usable: set[_PeerRun] = set()
         for peer in self._peers:  # one after the other: each reply may have megabytes
             try:
                 state = await peer.read_state()
@@ -150,31 +164,37 @@ class Reconciler:
                 continue
             labels |= state.labels_by_fingerprint
             active |= state.active_by_fingerprint
+            run = (peer.url, state.started_at)
+            fingerprints[run] = frozenset(state.labels_by_fingerprint)
             started_recently = self._publisher.store.clock() - state.started_at < self._times.min_uptime
-            counted += not started_recently
+            if not started_recently:
+                usable.add(run)
             self._log_error_change(
                 peer, f"it started less than {self._times.min_uptime:g} s ago" if started_recently else None
             )
-        return _AlertmanagerView(labels, active, counted)
+        return _AlertmanagerView(labels, active, fingerprints, frozenset(usable))
 
     async def _is_absent(self, incident: Incident, view: _AlertmanagerView) -> bool:
         event = incident.event
         if event is None or event.source == OWN_SOURCE:
             return False
-        # With a source there are independent Alertmanagers: one that did not answer may have the alert.
-        if event.source and view.usable_peers < len(self._peers):
-            return False
-        firing = {alert.fingerprint for alert in event.alerts if alert.status is Status.FIRING}
-        if not firing.isdisjoint(view.labels_by_fingerprint):
-            return False
+        alerts = {alert.fingerprint for alert in event.alerts if alert.status is Status.FIRING}
         if event.unlisted_count:
-            return not any(
-                event.group_labels.items() <= labels.items() for labels in view.labels_by_fingerprint.values()
-            )
-        if not firing:
+            group = event.group_labels.items()
+            alerts |= {each for each, labels in view.labels_by_fingerprint.items() if group <= labels.items()}
+        elif not alerts:
             return False
-        fired = await self._publisher.store.read(partial(read_last_firing, incident_id=incident.id))
-        return fired.isdisjoint(view.labels_by_fingerprint)
+        elif alerts.isdisjoint(view.labels_by_fingerprint):
+            alerts |= await self._publisher.store.read(partial(read_last_firing, incident_id=incident.id))
+        holders = {peer for peer, held in view.fingerprints_by_peer.items() if not alerts.isdisjoint(held)}
+        if holders:
+            self._seen_at.setdefault((incident.id, incident.episode), set()).update(holders)
+            return False
+        if len(view.usable_peers) == len(self._peers):
+            return True
+        # With a source there are independent Alertmanagers: another one may have an alert with the same labels.
+        seen_at = self._seen_at.get((incident.id, incident.episode), set())
+        return not event.source and not seen_at.isdisjoint(view.usable_peers)
 
     def _log_error_change(self, peer: AlertmanagerClient, error: str | None) -> None:
         if error == self._errors.get(peer.url):

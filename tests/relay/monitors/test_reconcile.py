@@ -173,13 +173,44 @@ async def test_what_hinders_is_logged_when_it_starts_and_when_it_ends(it: Compar
     assert [line.get("error") for line in logs] == ["no connection", "it started less than 300 s ago", None]
 
 
-async def test_one_peer_is_enough_to_close_and_any_peer_to_keep(it: Comparison) -> None:
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_peer_that_never_had_it_closes_nothing_while_another_is_silent(it: Comparison, is_cut: bool) -> None:
+    it.rounds = [it.build(it.one, it.two)]
+    it.two.alerts, it.two.labels = {"A"}, {"service": "backend"}
+    fired = event(("A", Status.FIRING), truncated=int(is_cut))
+    await it.at.accept(replace(fired, group_labels={"service": "backend"}))
+    assert await it.after(1) == [FIRING]
+    it.two.problem, it.two.alerts = "no connection", set()
+    assert await it.after(10) == [FIRING]
+    it.two.problem = None
+    assert await it.after(5) == [FIRING]
+    assert await it.after(1) == CLOSED
+
+
+async def test_one_peer_that_had_it_is_enough_to_close_and_any_peer_to_keep(it: Comparison) -> None:
     it.rounds = [it.build(it.one, it.two)]
     await it.accept(A=FIRING)
-    it.two.alerts, it.two.since = {"A"}, it.clock.now + 3600  # too young to count, yet it knows
+    it.one.alerts = it.two.alerts = {"A"}
+    await it.after(1)
+    it.one.alerts, it.two.since = set(), it.clock.now + 3600  # too young to count, yet it knows
     assert await it.after(10) == [FIRING]
     it.two.problem = "no connection"
     assert await it.after(6) == CLOSED
+
+
+async def test_what_a_peer_had_before_its_restart_or_an_episode_ago_says_nothing(it: Comparison) -> None:
+    it.rounds = [it.build(it.one, it.two)]
+    it.one.alerts = {"A"}
+    await it.accept(A=FIRING)
+    await it.after(1)
+    it.one.alerts, it.one.since, it.two.problem = set(), it.clock.now - 300, "no connection"
+    assert await it.after(10) == [FIRING]
+    it.one.alerts = {"A"}
+    await it.after(1)
+    it.one.alerts = set()
+    await it.accept(A=RESOLVED)
+    await it.accept(A=FIRING)
+    assert await it.after(10) == [*CLOSED, FIRING]
 
 
 async def test_with_a_source_every_peer_must_count(it: Comparison) -> None:

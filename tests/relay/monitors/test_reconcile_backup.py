@@ -56,6 +56,15 @@ async def test_an_alertmanager_that_does_not_count_is_waited_for_but_not_for_lon
     assert not await nothing_due(it.at.store, "slack")
 
 
+async def test_what_one_peer_of_two_does_not_have_goes_out_as_it_stands(it: Comparison) -> None:
+    it.rounds = [it.build(it.one, it.two)]
+    await it.accept(A=FIRING)
+    await restore(it)
+    it.two.problem = "no connection"
+    assert await it.after(1) == [FIRING]
+    assert not await nothing_due(it.at.store, "slack")
+
+
 async def test_after_a_relay_was_merely_stopped_for_long_one_check_closes_nothing(it: Comparison) -> None:
     await detect_restore(it.at.store, compare_delay=COMPARE_DELAY)
     await it.accept(A=FIRING)
