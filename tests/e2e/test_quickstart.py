@@ -88,6 +88,7 @@ async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(
             "127.0.0.1:8200": bao,
             "127.0.0.1:8080": await stack.enter_async_context(run_ledger()),
             "127.0.0.1:9010": str(emulator.address),
+            "127.0.0.1:9011": str(emulator.faults_address),
             "127.0.0.1:9093": alertmanager,
             "127.0.0.1:9911": exporter,
             "127.0.0.1:9912": relay,
@@ -118,3 +119,14 @@ async def test_a_way_in_leads_to_what_it_promises_and_prints_what_it_shows(
         page.splitlines(keepends=True), played.splitlines(keepends=True), "shown", "printed"
     )
     assert played == page, "".join(difference)
+
+
+async def test_the_webhook_of_the_readme_survives_the_relays_page(tmp_path: Path) -> None:
+    page = (PAGES / "relay-only.md").read_text(encoding="utf-8").partition("## Alertmanager")[0]
+    async with run_stand_ins() as stand_ins:
+        own = stand_ins.build_slack_webhook_url()
+        (tmp_path / "slack_webhook").write_text(own)
+        player = Player(tmp_path, {}, {}, write_commands(tmp_path / "bin"))
+        assert await player.play(page) == page
+        assert (tmp_path / "slack_webhook").read_text() == own
+        assert len(stand_ins.slack.channels["#security-critical"].messages) == 2
