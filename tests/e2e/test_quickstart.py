@@ -1,8 +1,11 @@
 """The three ways in as a new user plays them, with a backend, Slack, proxy and Alertmanager that are not ours."""
 
 import difflib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ from ops.demo.processes import pick_free_ports
 from ops.demo.stack import find_program
 from ops.demo.stand_ins.app import run_stand_ins
 from ops.kms_emulator.emulator import run_emulator
+from tests import processes
 from tests.e2e.quickstart import Player
 from tests.fork_server import forked
 from tests.ops.conftest import Running
@@ -130,3 +134,38 @@ async def test_the_webhook_of_the_readme_survives_the_relays_page(tmp_path: Path
         assert await player.play(page) == page
         assert (tmp_path / "slack_webhook").read_text() == own
         assert len(stand_ins.slack.channels["#security-critical"].messages) == 2
+
+
+def test_the_example_of_a_password_opens_the_console_to_it_alone(tmp_path: Path) -> None:
+    page = (PAGES / "configuration/web.md").read_text(encoding="utf-8")
+    example = re.search(r"## A password.*?```sh\n(.*?)```", page, re.DOTALL)
+    assert example
+    preparation, _, start = example[1].rstrip().rpartition("\n")
+    relay = f"127.0.0.1:{pick_free_ports(1)[0]}"
+    path = os.pathsep.join(
+        (str(write_commands(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"])
+    )
+    environment = {**os.environ, "PATH": path, "KEYPULSE_RELAY__LISTEN": relay}
+
+    def run(script: str, given: str = "") -> str:
+        command = ["bash", "-ec", script]
+        done = subprocess.run(
+            command,
+            input=given,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            start_new_session=True,  # without a terminal to ask for the password
+            timeout=60,
+        )
+        return done.stdout
+
+    run("keypulse-relay init --slack webhook >relay.yml; openssl rand -hex 32 >relay_token")
+    run(preparation, "a password\n")
+    ask = "curl -s -o /dev/null -w '%{http_code} ' -u"
+    with processes.running(["bash", "-c", f"exec {start}"], cwd=tmp_path, env=environment):
+        run(f"until curl -sf http://{relay}/-/ready; do sleep 0.1; done")
+        codes = run(f"{ask} 'anna:a password' http://{relay}/; {ask} anna:another http://{relay}/")
+    assert codes == "200 401 "
