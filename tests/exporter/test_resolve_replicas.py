@@ -15,9 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.exporter.backends.reader import BackendReader, ReplicaReader
+from services.exporter.backends.reader import ADDRESS_MAX_AGE, UNWELL_SECONDS, BackendReader, ReplicaReader
 from services.exporter.backends.settings import Backend
-from services.exporter.model import BackendState
+from services.exporter.model import BackendState, Health
+from shared.backend_contract import CryptoMode
 from tests.exporter.collected_metrics import CollectedMetrics
 
 Reader = Callable[..., BackendReader]
@@ -106,6 +107,41 @@ async def test_an_address_that_goes_is_gone_from_metrics_and_one_that_is_dead_is
         metrics.set_backend_states(*await behind(whole, TWO, "127.0.0.3").read())  # nobody listens there
     assert list_samples()["crypto_backend_up"] == {TWO: 1, "127.0.0.3": 0}
     assert list_samples()["crypto_mode"] == {TWO: 1}
+
+
+@pytest.mark.looptime
+async def test_a_replica_that_was_not_well_is_read_for_a_while_after_dns_dropped_it() -> None:
+    named, health = {ONE, TWO}, {ONE: Health(CryptoMode.KMS, ready=True), TWO: Health(CryptoMode.ENV, ready=True)}
+
+    async def resolve(_host: str) -> set[str]:
+        if not named:
+            raise OSError("no such name")
+        return set(named)
+
+    async def read(address: str) -> BackendState:
+        return BackendState("backend", health.get(address), replica=address)
+
+    replicas = ReplicaReader("backend", "backend.test", read, timeout=1, resolve=resolve)
+
+    async def list_read() -> list[str | None]:
+        return [state.replica for state in await replicas.read()]
+
+    assert await list_read() == [ONE, TWO]
+    named.clear()  # as where no replica is ready
+    await asyncio.sleep(ADDRESS_MAX_AGE)
+    assert await list_read() == [TWO]
+    named.add(ONE)
+    await asyncio.sleep(UNWELL_SECONDS - ADDRESS_MAX_AGE - 1)
+    assert await list_read() == [ONE, TWO]
+    await asyncio.sleep(1)
+    assert await list_read() == [ONE]
+
+    named.add(TWO)
+    assert await list_read() == [ONE, TWO]
+    named.remove(TWO)
+    del health[TWO]  # it has ended
+    assert await list_read() == [ONE]
+    assert await list_read() == [ONE]
 
 
 async def test_a_read_that_is_cancelled_hangs_up(reader: Reader) -> None:

@@ -25,7 +25,7 @@ from yarl import URL
 from services.exporter.backends.health_documents import OWN_NAMES, UnreadableError, parse_health, parse_metrics
 from services.exporter.backends.settings import Backend, load_tls_context
 from services.exporter.model import BackendState, Health, Samples
-from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRICS
+from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMESTAMP, KEYRING_METRICS, CryptoMode
 from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError, read_stamp
 from shared.credentials import Validity, get_server_certificate
@@ -293,6 +293,10 @@ MAX_CONCURRENT_READS = 100
 """Replicas that are read side by side: two connections each, and a process may have no more than 1,024 by default."""
 ADDRESS_MAX_AGE = 300.0
 """How long addresses count after DNS named them last."""
+UNWELL_SECONDS = 600.0
+"""How long a replica that is not well is read after DNS named it last: its alerts would end within seconds while it is.
+
+Alerts about a mode or a missing key fire after 5 minutes, and somebody needs time to look."""
 
 
 async def resolve_addresses(host: str) -> set[str]:
@@ -316,6 +320,8 @@ class ReplicaReader:
     resolve: Callable[[str], Awaitable[set[str]]] = resolve_addresses
     _addresses: list[str] = field(default_factory=list, init=False)
     _addresses_expire_at: float = field(default=0.0, init=False)
+    _unwell: dict[str, float] = field(default_factory=dict, init=False)
+    """The replicas that were not well when they were read last, and until when each is read."""
 
     async def read(self) -> tuple[BackendState, ...]:
         """Reads every replica. Returns one state of the service alone, down, where no address is known.
@@ -324,11 +330,8 @@ class ReplicaReader:
         hangs delays the result by the timeout of `read_replica`; more than `MAX_CONCURRENT_READS` of them by a
         multiple of it.
         """
-        problems = await self._resolve_host()
-        if not self._addresses:
-            hints = ("correct the host in the URLs, or DNS",)
-            state = BackendState(self.service, None, problems=problems, hints=hints, metrics_up=self.unread_metrics)
-            return (state,)
+        problems, now = await self._resolve_host(), asyncio.get_running_loop().time()
+        left = [each for each, until in self._unwell.items() if each not in self._addresses and now < until]
         semaphore = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
         async def read(address: str) -> BackendState:
@@ -336,8 +339,19 @@ class ReplicaReader:
                 return await self.read_replica(address)
 
         async with asyncio.TaskGroup() as group:
-            reads = [group.create_task(read(address)) for address in self._addresses]
-        first, *others = (task.result() for task in reads)
+            reads = {address: group.create_task(read(address)) for address in (*self._addresses, *left)}
+        states = {address: task.result() for address, task in reads.items()}
+        self._unwell = {
+            address: self._unwell[address] if address in left else now + UNWELL_SECONDS
+            for address, state in states.items()
+            if state.health and not (state.health.ready and state.health.mode is CryptoMode.KMS)
+        }
+        # One that DNS does not name and that does not answer has ended.
+        shown = [state for address, state in states.items() if address not in left or state.health]
+        if not shown:
+            hints = ("correct the host in the URLs, or DNS",)
+            shown = [BackendState(self.service, None, hints=hints, metrics_up=self.unread_metrics)]
+        first, *others = shown
         return (replace(first, problems=problems + first.problems), *others)
 
     async def _resolve_host(self) -> tuple[str, ...]:
