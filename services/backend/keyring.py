@@ -157,6 +157,7 @@ class DataKeyCache:
             data_key_id: error for data_key_id, error in self._errors.items() if data_key_id in by_id.keys() - proven
         }
         self._rows |= proven  # another status, say
+        self._unproven = {data_key_id: row for data_key_id, row in self._unproven.items() if data_key_id not in proven}
         return tuple(row for data_key_id, row in self._rows.items() if data_key_id not in by_id)
 
     def clear_errors(self) -> None:
@@ -417,7 +418,9 @@ class Keyring:
         """
         async with self.lock:
             row = await self._store.find(data_key_id)
-            if (row and self._cache.is_usable(row)) or (self._active and self._active.id != data_key_id):
+            if (row and _holds_same(self.get_row(data_key_id), row)) or (
+                self._active and self._active.id != data_key_id
+            ):
                 return  # somebody else was faster
             try:
                 await self._use_keys(self.mode)

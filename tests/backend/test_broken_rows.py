@@ -192,3 +192,27 @@ async def test_a_row_that_changes_in_an_outage_is_opened_when_kms_is_back(
         assert await keyring.put("meanwhile") == 204
         emulator.faults.clear()
         await until(is_told)
+
+
+async def test_a_row_that_is_back_before_kms_encrypts(
+    configured: Callable[..., BackendSettings],
+    empty_database: URL,
+    versions: Versions,
+    emulator: Emulator,
+    until: Until,
+) -> None:
+    async with serve_backend(configured()) as client:
+        keyring = ServedKeyring(client, empty_database)
+        data_key_id, wrapped = await keyring.read_row()
+        changed = await damage(keyring, versions)
+        emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
+
+        async def is_without_kms() -> bool:
+            mode: str = (await client.get("/healthz")).json()["crypto_mode"]
+            return mode == "env"
+
+        await until(is_without_kms)
+        for each in (changed, wrapped):
+            await keyring.write_wrap(data_key_id, each)
+            assert await keyring.put("meanwhile") == 204
+        emulator.faults.clear()
