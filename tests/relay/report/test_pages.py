@@ -54,7 +54,7 @@ async def test_api_csv_and_page_have_the_figures_that_were_counted_manually(
         for figures in (
             "Incidents 4 50 % acknowledged",
             "Time to acknowledge 2 min p95 10 min, worst 10 min",
-            "Escalations 1 ",
+            "Escalations 1 nobody acknowledged in time",
             "Delivered 14 on 2 of 4 channels",
             "Never delivered 3 given up",
             "Refused webhooks 3 in quarantine",
@@ -107,6 +107,7 @@ async def test_a_long_report_comes_after_the_first_paint_and_is_read_once_for_al
         (_, fragment), (_, api) = await others
         monkeypatch.setattr(deferred_part, "_MAX_WAIT", 60.0)
         assert "Time to deliver, by channel" in fragment
+        assert "Escalations 0 none " in fragment
         assert "keypulse 0" not in fragment  # the footer of a page
         assert api["incidents"]["count"] == 0
         assert "Time to deliver, by channel" in (await read_page(client, ""))[1]  # it is there by now
