@@ -6,6 +6,7 @@ from urllib.parse import unquote
 
 import aiohttp
 
+from services.relay.channels.port import SendError, SendReason, SendScope
 from services.relay.model import build_incident_id
 from tests.relay.served_relay import Scripted, event_of, post, reaches, served, settings, webhook_of
 
@@ -118,3 +119,12 @@ async def test_an_address_that_means_nothing_says_what_was_expected(tmp_path: Pa
         ):
             status, page = await get(client, path)
             assert (status, "<h1>" in page) == (404, True), path
+
+
+async def test_the_next_attempt_says_that_it_is_due(tmp_path: Path) -> None:
+    failed = SendError(SendReason.SERVER_ERROR, SendScope.ATTEMPT, "HTTP 503", retry_after=3600)
+    async with served(settings(tmp_path, {"one": Scripted(failed)})) as client:
+        await post(client, webhook_of())
+        await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="retrying")
+        (attempt,) = re.findall("retrying, (attempt .*?)</time>", await show(client), re.DOTALL)
+        assert re.fullmatch(r"attempt 2 due in (59 min|1 h)", " ".join(re.sub("<[^>]+>", " ", attempt).split()))
