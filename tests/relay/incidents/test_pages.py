@@ -128,3 +128,17 @@ async def test_the_next_attempt_says_that_it_is_due(tmp_path: Path) -> None:
         await reaches(client, 1, "relay_outbox_deliveries", channel="one", state="retrying")
         (attempt,) = re.findall("retrying, (attempt .*?)</time>", await show(client), re.DOTALL)
         assert re.fullmatch(r"attempt 2 due in (59 min|1 h)", " ".join(re.sub("<[^>]+>", " ", attempt).split()))
+
+
+async def test_an_incident_is_amber_once_somebody_acknowledges_it(tmp_path: Path) -> None:
+    async def find_lights() -> list[tuple[str, str]]:
+        pages = [(await get(client, path))[1] for path in (ONE, "/incidents")]
+        return re.findall(
+            'class="card (failing|degraded|healthy)[^>]*>.*?<svg class="led ([a-z]+)"', "".join(pages), re.DOTALL
+        )
+
+    async with served(settings(tmp_path, {"one": Scripted()})) as client:
+        await post(client, webhook_of())
+        assert await find_lights() == [("failing", "failing")] * 2
+        await press(client, await show(client), "acknowledge")
+        assert await find_lights() == [("degraded", "degraded")] * 2
