@@ -76,14 +76,14 @@ class LoginPages:
         return self._view(request, request.query_params.get("next", "/"))
 
     async def _log_in(self, request: Request) -> Response | View:
-        next_path = "/"
+        next_path, name = "/", ""
         try:
             form = await read_form(request)
-            next_path = clean_next_path(form.get("next", "/"))
-            login = await self._check(request, form.get("name", "").strip(), form.get("secret", ""))
+            next_path, name = clean_next_path(form.get("next", "/")), form.get("name", "").strip()
+            login = await self._check(request, name, form.get("secret", ""))
             return await self._start(request, login, next_path)
         except RefusedError as error:
-            return self._refuse(request, error, LOGIN_PATH, next_path)
+            return self._refuse(request, error, LOGIN_PATH, next_path, name)
 
     async def _check(self, request: Request, name: str, secret: str) -> Login:
         """The login of a token, or of a name and its password. Raises CredentialRefusedError."""
@@ -198,16 +198,21 @@ class LoginPages:
             )
         return login
 
-    def _refuse(self, request: Request, error: RefusedError, endpoint: str, next_path: str) -> View:
+    def _refuse(
+        self, request: Request, error: RefusedError, endpoint: str, next_path: str, name: str = ""
+    ) -> View:
         if isinstance(error, CredentialRefusedError) and error.reason:
             self._authorizer.refusals.count(get_peer(request) or "unknown", endpoint, error.reason)
-        return self._view(request, next_path, str(error), error.status)
+        return self._view(request, next_path, str(error), error.status, name)
 
-    def _view(self, request: Request, next_path: str, problem: str | None = None, status: int = 200) -> View:
+    def _view(
+        self, request: Request, next_path: str, problem: str | None = None, status: int = 200, name: str = ""
+    ) -> View:
         policy = self._sessions.access_policy
         values = {
             "next_path": clean_next_path(next_path),
             "problem": problem,
+            "name": name,
             "has_users": find_passwords(request.scope) is not None,
             "has_tokens": bool(policy.tokens),
             "has_oidc": self._oidc is not None,

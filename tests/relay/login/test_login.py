@@ -101,6 +101,8 @@ async def test_what_is_wrong_is_refused_counted_and_says_what_to_do(
             answer = await log_in(browser, name=name, secret=secret)
             assert (answer.status_code, "is not valid" in answer.text) == (401, True)
             assert "set-cookie" not in answer.headers
+            assert f'value="{name}"' in answer.text  # nobody types it again
+            assert secret not in answer.text or not secret
         assert relay.count_refused("/login", "wrong") == 5
         answer = await log_in(browser, name="scraper", secret=PASSWORD)
         assert (answer.status_code, "scraper has no role here" in answer.text) == (403, True)
