@@ -59,12 +59,12 @@ def format_scale(seconds: float) -> str:
 
 
 def format_step_duration(seconds: float) -> str:
-    """How long a step took: `0.38 s`, `12.3 s`, `95 s`, `12 min 5 s`; negative where two clocks differ."""
+    """How long a step took: `0.38 s`, `12.3 s`, `1 min 2.2 s`, `12 min 5 s`; negative where two clocks differ."""
     sign, length = ("-" if seconds <= -0.005 else ""), abs(seconds)
-    if length < 99.95:
+    if length < 59.95:
         return f"{sign}{length:.2f} s" if length < 9.995 else f"{sign}{length:.1f} s"
-    if length < 600:
-        return f"{sign}{length:.0f} s"
+    if length < 99.95:
+        return f"{sign}1 min {max(0.0, length - 60):.1f} s"
     minutes, rest = divmod(round(length), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{sign}{hours} h {minutes} min" if hours else f"{sign}{minutes} min {rest} s"
