@@ -59,6 +59,9 @@ async def test_a_responder_finds_what_is_wrong_with_a_channel_checks_it_and_send
         await page.get_by_role("button", name="Check slack").click()
         await expect(page.locator(".flash")).to_have_text("slack: checked: nothing is wrong")
         await expect(page.locator("#check_history tbody tr").first).to_contain_text("anonymous")
+        passed = await page.locator(".steps .passed").all_inner_texts()
+        assert passed
+        assert not [each for each in passed if "\n" in each]  # the name of a step and what it found are one sentence
         await page.get_by_role("button", name="Send a test to slack").click()
         await expect(page.locator(".flash")).to_contain_text("Nothing was done on slack: there was a test just now")
         await expect(page.get_by_role("link", name="routes.1")).to_have_attribute("href", "/routes#route-1")
