@@ -198,9 +198,7 @@ class LoginPages:
             )
         return login
 
-    def _refuse(
-        self, request: Request, error: RefusedError, endpoint: str, next_path: str, name: str = ""
-    ) -> View:
+    def _refuse(self, request: Request, error: RefusedError, endpoint: str, next_path: str, name: str = "") -> View:
         if isinstance(error, CredentialRefusedError) and error.reason:
             self._authorizer.refusals.count(get_peer(request) or "unknown", endpoint, error.reason)
         return self._view(request, next_path, str(error), error.status, name)
