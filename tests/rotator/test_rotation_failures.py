@@ -19,6 +19,7 @@ from shared.keyring.administration import (
     UnreachableError,
     VerificationResult,
 )
+from shared.kms import retries
 from tests.rotator.keyring_to_rotate import KEY, NewVersion, Rotated, data_key_id
 
 REWRAP, NEW = RotationType.REWRAP_KEK, RotationType.NEW_DEK
@@ -78,8 +79,13 @@ async def test_a_kms_that_refuses_halfway_leaves_a_rotation_that_can_be_resumed(
 
 @pytest.mark.parametrize("operation", ["Encrypt", "Decrypt", "GetCryptoKey", "ListCryptoKeyVersions"])
 async def test_a_call_that_kms_does_not_answer_once_is_made_again_at_the_start_and_halfway(
-    in_a_file: Rotated, new_version: NewVersion, emulator: Emulator, operation: str
+    in_a_file: Rotated,
+    new_version: NewVersion,
+    emulator: Emulator,
+    operation: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(retries, "PAUSES", (0.01,))  # one try more, at once
     await new_version()
     lost = EmulatorFault(kind="status", status="UNAVAILABLE", operation=operation, count=1)
     faults = [emulator.faults.add(lost)]

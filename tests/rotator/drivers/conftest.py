@@ -89,11 +89,11 @@ def _execute(url: URL, statements: tuple[str, ...]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The command leads to admin_api's backend, whatever store that has: PostgreSQL beneath it is for `FAULTS=long`."""
+    """Behind a backend the driver is the same whatever store that has: PostgreSQL there is for `FAULTS=long`."""
 
     def is_repeated(item: pytest.Item) -> bool:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        return (parameters.get("keyring"), parameters.get("empty_database")) == ("command", "postgresql")
+        return parameters.get("keyring", "sql") != "sql" and parameters.get("empty_database") == "postgresql"
 
     if not LONG:
         items[:] = [item for item in items if not is_repeated(item)]

@@ -106,6 +106,12 @@ _DETACHED = "import subprocess\nsubprocess.Popen(['sleep', '60'], start_new_sess
 """Starts a process of another session, which keeps standard output and standard error open."""
 
 
+@pytest.fixture
+def kill_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that does not end is not waited for as long as one that may still do so."""
+    monkeypatch.setattr("services.rotator.drivers.command._EXIT_TIMEOUT", 0.2)
+
+
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
@@ -118,13 +124,26 @@ _DETACHED = "import subprocess\nsubprocess.Popen(['sleep', '60'], start_new_sess
         ("print('{}')", "expected one line of JSON for an answer"),
         ("print('{\"status\": 200', end='')", "ended before it answered"),
         ("print('x' * (17 * 1024 * 1024))", "the answer is over 16 MiB"),
-        ("for _ in range(200): print('x' * 1024 * 1024, end='')", r"the answer is over 16 MiB \(exit code"),
-        (_DETACHED + "print('no answer', flush=True)\nimport time; time.sleep(60)", "got 'no answer"),
         ('print(\'{"status": 503, "body": {"error": "the disk is full"}}\')', "the disk is full; try again"),
         ('print(\'{"status": 200, "body": 7}\')', "the answer to census is not one of an admin API"),
     ],
 )
 async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_output(script: str, sentence: str) -> None:
+    await _assert_no_answer(script, sentence)
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("for _ in range(200): print('x' * 1024 * 1024, end='')", r"the answer is over 16 MiB \(exit code"),
+        (_DETACHED + "print('no answer', flush=True)\nimport time; time.sleep(60)", "got 'no answer"),
+    ],
+)
+async def test_a_command_that_does_not_end_either_is_killed(kill_at_once: None, script: str, sentence: str) -> None:
+    await _assert_no_answer(script, sentence)
+
+
+async def _assert_no_answer(script: str, sentence: str) -> None:
     async with open_driver(python(f"import sys; sys.stdin.readline()\n{script}"), KMS) as keyring:
         async with asyncio.timeout(30):
             with pytest.raises(UnreachableError, match=sentence) as raised:
@@ -134,19 +153,19 @@ async def test_a_command_that_does_not_answer_is_one_sentence_with_its_last_outp
 
 
 async def test_a_command_that_hangs_is_ended_with_what_it_started_and_the_next_call_starts_it_again(
-    tmp_path: Path,
+    tmp_path: Path, kill_at_once: None
 ) -> None:
+    answer = json.dumps({"status": 200, "body": CENSUS})
     script = f"""
-import os, pathlib, subprocess, sys, time
-first = not pathlib.Path({str(tmp_path / "pid")!r}).exists()
-pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
-sys.stdin.readline()
-if first:
-    while True: time.sleep(60)
-print('{{"status": 200, "body": {json.dumps(CENSUS)}}}', flush=True)
+cd {shlex.quote(str(tmp_path))}
+if [ -e pid ]; then read -r line; echo '{answer}'; exit; fi
+echo $$ >pid
+sleep 60
 """
-    async with open_driver(python(script, timeout=5.0), KMS) as keyring:  # in which a Python starts, the second time
-        with pytest.raises(UnreachableError, match=r"no answer within 5 s .*; it may have been done"):
+    argv = ("sh", "-c", script)  # a shell starts at once, within the time-out, the second time too
+    settings = CommandDriverSettings.model_validate({"kind": "command", "argv": argv, "timeout": "2s"})
+    async with open_driver(settings, KMS) as keyring:
+        with pytest.raises(UnreachableError, match=r"no answer within 2 s .*; it may have been done"):
             await keyring.count_key_usage()
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -1,4 +1,4 @@
-"""One contract for all drivers: each behaves alike towards a real backend, on SQLite and on PostgreSQL.
+"""One contract for all drivers: each behaves alike towards a real backend; where it speaks SQL itself, on each store.
 
 What `conformance` checks of an admin API, it checks of the backend's in `test_admin_api_document.py`.
 `keyring` is a driver of each kind in the registry, so that a new one is tested the day it arrives.
