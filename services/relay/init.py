@@ -23,13 +23,20 @@ Examples:
 )
 @click.option("--email", metavar="ADDRESS", multiple=True, help="Deliver to this address; may be repeated.")
 @click.option("--pagerduty", is_flag=True, help="Deliver to a service of PagerDuty.")
+@click.option("--webhook", metavar="URL", help="Post to this address, as JSON.")
 @click.option("--alertmanager", metavar="URL", multiple=True, help="An Alertmanager that sends; may be repeated.")
 @click.option("--prometheus", metavar="URL", help="The Prometheus of the values and charts in messages.")
 def init_command(
-    slack: str | None, email: tuple[str, ...], alertmanager: tuple[str, ...], prometheus: str | None, *, pagerduty: bool
+    slack: str | None,
+    email: tuple[str, ...],
+    webhook: str | None,
+    alertmanager: tuple[str, ...],
+    prometheus: str | None,
+    *,
+    pagerduty: bool,
 ) -> None:
     """Print a first configuration, with comments and a channel for each option."""
-    chosen = {"slack": slack, "email": email, "pagerduty": pagerduty}
+    chosen = {"slack": slack, "email": email, "pagerduty": pagerduty, "webhook": webhook}
     print_configuration_or_exit(
         RelaySettings,
         Path(__file__).with_name("first_configuration.yml.j2"),
@@ -37,6 +44,7 @@ def init_command(
         slack=slack,
         addresses=email,
         pagerduty=pagerduty,
+        webhook=webhook,
         alertmanagers=alertmanager,
         prometheus=prometheus,
     )

@@ -265,10 +265,14 @@ def check_base_url(url: str, *, allow_user: bool = False) -> str:
     return url.rstrip("/")
 
 
-def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
+def check_secret_url(url: str, *, allow_remote_insecure: bool | None = None) -> str:
     """Return the URL if secrets are safe in transit: https, or http on this machine, or where that is allowed.
 
     It may hold a secret in its path or query, but no user. Raises ValueError with what was expected.
+
+    Args:
+        url: to check.
+        allow_remote_insecure: the setting of that name beside the URL; None where there is none.
     """
     expected = "expected a URL such as https://HOST/PATH, without a user or a password"
     parts = _split(url, expected)
@@ -276,12 +280,16 @@ def check_secret_url(url: str, *, allow_remote_insecure: bool = False) -> str:
         raise ValueError(expected)
     is_exposed = parts.scheme == "http" and not Address(parts.hostname or "", 0).is_loopback
     if is_exposed and not allow_remote_insecure:
-        raise ValueError("expected https://, because http:// would send the secret in plaintext beyond this machine")
+        what, way_out = "the secret", ""
+        if allow_remote_insecure is not None:
+            what, way_out = "alerts and secrets", "; or set `allow_remote_insecure: true`"
+        why = f"because http:// would send {what} in plaintext beyond this machine"
+        raise ValueError(f"expected https://, {why}{way_out}")
     return url
 
 
 def _check_provider_url(url: str, info: ValidationInfo) -> str:
-    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure", False))
+    return check_secret_url(url, allow_remote_insecure=info.data.get("allow_remote_insecure"))
 
 
 def _split(url: str, expected: str) -> SplitResult:

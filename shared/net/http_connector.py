@@ -14,6 +14,7 @@ from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 from yarl import URL
 
+from shared import VERSION
 from shared.config.settings import Address
 from shared.net.egress import Egress, EgressError, Proxy, build_refusal, resolve
 
@@ -70,8 +71,8 @@ def _translate(error: EgressError) -> ClientEgressError:
 
 
 def open_session(connector: Connector, **options: Any) -> aiohttp.ClientSession:
-    """A client without cookies. Nothing is decompressed, so an answer cannot grow after it was measured."""
-    headers = {"Accept-Encoding": "identity", **options.pop("headers", {})}
+    """A client without cookies, named keypulse. Nothing is decompressed, so no answer grows after it was measured."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"keypulse/{VERSION}", **options.pop("headers", {})}
     jar = aiohttp.DummyCookieJar()
     return aiohttp.ClientSession(connector=connector, headers=headers, auto_decompress=False, cookie_jar=jar, **options)
 

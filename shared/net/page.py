@@ -10,7 +10,7 @@ from shared.check import CheckError
 from shared.config.settings import Address
 from shared.credentials import Validity, get_server_certificate
 from shared.net.egress import Egress, EgressSettings, connect, open_tunnel, resolve
-from shared.net.http_connector import Connector
+from shared.net.http_connector import Connector, open_session
 
 
 async def check_page(url: str) -> str:
@@ -24,7 +24,7 @@ async def check_page(url: str) -> str:
     host = urlsplit(url).hostname
     try:
         async with (
-            aiohttp.ClientSession(connector=Connector(), cookie_jar=aiohttp.DummyCookieJar()) as session,
+            open_session(Connector()) as session,
             session.get(url, allow_redirects=False) as response,
         ):
             status = response.status

@@ -1,24 +1,8 @@
 """Any program that accepts JSON over HTTP: each message is a POST, and any 2xx is its receipt.
 
-It gets every event, merged with none. The body, at most 1,000,000 bytes, all moments in RFC 3339:
-
-    {"delivery_id": "…",            the same at each attempt, as in the header `Idempotency-Key`
-     "incident_id": "…",            the same for all events of one group
-     "episode": 1,                  how many times the incident had started by then
-     "accepted_at": "…",
-     "status": "firing",            or "resolved"; "firing" where Alertmanager cut resolved alerts off
-     "title": "…",                  the cause and its effect, or the alert and where it is
-     "receiver": "…", "group_labels": {…}, "common_labels": {…},
-     "remark": "",                  what the relay itself adds
-     "contacts": {…},               the address of each role, while a critical alert fires
-     "alerts": [{"status", "labels": {…}, "annotations": {…}, "starts_at", "ends_at" or null, "fingerprint",
-                 "links": {"runbook": "…", "dashboard": "…", "prometheus": "…"}}],
-     "unlisted_count": 0}           alerts that did not fit, or that Alertmanager cut off
+It gets every event, merged with none. docs/configuration/channels.md shows the body and says what each field means.
 
 With `signing_key_file` a request is signed, with the time of the attempt, as Standard Webhooks defines it.
-
-Text is as Alertmanager sent it, without control characters, and cut where it is longer than a person reads; a link is
-http(s) or absent.
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from services.relay.channels.port import SendReason, SendScope
 from services.relay.channels.webhook import MAX_BODY, build_body
 from services.relay.model import Message
+from shared import VERSION
 from tests.iterations import LONG
 from tests.relay.channels.conftest import Answering, OpenChannel, TcpServer, WebServer
 from tests.relay.channels.examples import (
@@ -27,6 +29,16 @@ from tests.relay.channels.examples import (
 )
 from tests.relay.channels.kinds import failure
 from tests.relay.channels.recording_attempt import Recorded, send
+
+
+def test_the_documented_body_has_each_field_with_its_kind_of_value() -> None:
+    page = (Path(__file__).parents[3] / "docs/configuration/channels.md").read_text(encoding="utf-8")
+    example = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert example
+    documented, body = json.loads(example[1]), json.loads(json.dumps(build_body(critical(message()))))
+    for shown, sent in ((documented, body), (documented["alerts"][0], body["alerts"][0])):
+        assert {key: type(value) for key, value in shown.items()} == {key: type(value) for key, value in sent.items()}
+    assert documented["alerts"][0]["links"].keys() <= body["alerts"][0]["links"].keys()
 
 
 def size(message: Message) -> int:
@@ -77,6 +89,7 @@ async def test_the_token_and_the_key_of_the_delivery_stand_in_the_headers(
     assert [headers.get("Authorization") for headers in received] == [f"Bearer {SECRET}", "Bearer rotated", None]
     assert {headers["Idempotency-Key"] for headers in received} == {"0192-delivery"}
     assert {headers["Content-Type"] for headers in received} == {"application/json"}
+    assert {headers["User-Agent"] for headers in received} == {f"keypulse/{VERSION}"}
     assert without.read_secret_versions() == ((None, None),)
 
 

@@ -29,6 +29,7 @@ def load(text: str, folder: Path) -> RelaySettings:
         (("--slack", "webhook"), ["slack"]),
         (("--email", "a@company.net", "--email", "Anna <b@company.net>"), ["email"]),
         (("--pagerduty",), ["pagerduty"]),
+        (("--webhook", "https://tickets.company.net/hook?a=b"), ["webhook"]),
         (("--slack", "C0123456789", "--email", "a@company.net", "--pagerduty"), ["slack", "email", "pagerduty"]),
     ],
 )
@@ -70,3 +71,9 @@ def test_an_option_that_fits_no_channel_is_one_line_and_2() -> None:
     result = CliRunner().invoke(main, ["init", "--slack", "ops"])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert result.stderr.startswith('options: channels.slack.channel: expected "#name"')
+    result = CliRunner().invoke(main, ["init", "--webhook", "http://tickets.company.net/hook"])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(
+        "options: channels.webhook.url: expected https://, because http:// would send alerts"
+    )
+    assert "; or set `allow_remote_insecure: true`" in result.stderr
