@@ -115,7 +115,7 @@ def _list_lines(report: dict[str, Any]) -> Iterator[str]:
     )
     refused = report["refused_webhooks"]
     yield ""
-    yield f"refused webhooks: {'at least ' if refused['is_minimum'] else ''}{refused['count']}"
+    yield f"quarantined webhooks: {'at least ' if refused['is_minimum'] else ''}{refused['count']}"
     for each in refused["reasons"]:
         yield f"  {each['count']} x {each['code']}: {clean_line(each['reason'])}"
 

@@ -24,7 +24,7 @@ def test_table_json_and_csv_have_the_same_figures(typed: Typed, fill: Fill) -> N
         "- 1 0",
         "slack 11 0 1 6 s 1 min 40 s 1 min 40 s",
         "pager 0 3 0 - - -",
-        "refused webhooks: 3",
+        "quarantined webhooks: 3",
         "2 x 400: it is no JSON",
     ):
         assert line in lines

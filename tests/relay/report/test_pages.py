@@ -57,7 +57,7 @@ async def test_api_csv_and_page_have_the_figures_that_were_counted_manually(
             "Escalations 1 nobody acknowledged in time",
             "Delivered 14 on 2 of 4 channels",
             "Never delivered 3 given up",
-            "Refused webhooks 3 in quarantine",
+            "Quarantined webhooks 3 refused as unreadable or too large",
             "slack 11 6 s 1 min 40 s 1 min 40 s 1 -",
             "pager 0 - - - - 3",
             "6 min 40 s email KMSHighLatency firing",
@@ -129,3 +129,15 @@ async def test_a_report_that_cannot_be_read_says_so_where_it_would_stand(
         status, page = await read_page(client, "?since=7d")
         assert (status, "The store cannot be read now" in page) == (503, True)
         assert (await get(client, "/api/report"))[0] == 503
+
+
+async def test_a_webhook_without_credentials_is_refused_on_now_and_never_quarantined(tmp_path: Path) -> None:
+    async with served(settings(tmp_path, {"slack": Scripted()})) as client:
+        async with client.post("/alerts", data=b"{}", headers={"Authorization": "Bearer wrong"}) as answer:
+            assert answer.status == 401
+        async with client.get("/") as answer:
+            assert "ago (401): wrong or no credentials." in await answer.text()
+        _, page = await read_page(client, "", FRAGMENT)
+        assert "Quarantined webhooks 0 none" in page
+        assert "What is refused because of its sender" in page
+        assert "Refused" not in page
