@@ -391,13 +391,17 @@ def _find_slowest(steps: Sequence[int], seconds: Iterable[float]) -> dict[int, f
 
 
 def _build_polylines(heights: dict[int, float], points_with_probes: Sequence[int]) -> Iterable[str]:
-    """A line breaks where a round trip has no value of its own, not where none was due."""
-    line: list[str] = []
-    for step in points_with_probes:
+    """A line breaks where a round trip has no value of its own, not where none was due.
+
+    A point alone would not be drawn: it is a line from one edge of its half minute to the other.
+    """
+    line: list[tuple[float, float]] = []
+    for step in [*points_with_probes, POINTS]:
         if step in heights:
-            line.append(f"{_compute_x(step):g},{heights[step]:.1f}")
+            line.append((_compute_x(step), heights[step]))
         elif line:
-            yield " ".join(line)
+            if len(line) == 1:
+                half = WIDTH / POINTS / 2
+                line = [(line[0][0] - half, line[0][1]), (line[0][0] + half, line[0][1])]
+            yield " ".join(f"{x:g},{y:.1f}" for x, y in line)
             line = []
-    if line:
-        yield " ".join(line)
