@@ -207,6 +207,14 @@ def test_missing_permissions_a_late_rotation_and_what_could_not_be_read_need_att
     assert Key().probe().read(KeyDescription("1", NOW, (), 1)).head().status is HealthStatus.HEALTHY
 
 
+def test_what_several_reads_say_alike_is_said_once() -> None:
+    away = "unavailable: failed to connect: Connection refused"
+    problems = (f"the key cannot be read: {away}", "no room", f"its permissions cannot be read: {away}", "full: disk")
+    (finding,) = list_findings(Key().probe().read(problems=problems).head())
+    together = f"the key cannot be read; its permissions cannot be read: {away}"
+    assert finding[1:] == ("not all could be read or kept", f"{together}; no room; full: disk")
+
+
 def test_advice_about_a_role_or_credentials_applies_to_those_that_never_were() -> None:
     reasons = (Reason.PERMISSION_DENIED, Reason.UNAUTHENTICATED)
     texts = [profile.advise(reason) for profile in (GCP_PROFILE, GENERIC_PROFILE) for reason in reasons]

@@ -193,7 +193,16 @@ def find_key_problems(
     if risk:
         yield Finding(HealthStatus.DEGRADED, "key at risk", risk, ADVICE["key_at_risk"])
     if problems := [each for each in inspection.problems if each != risk]:
-        yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate("; ".join(problems)))
+        yield Finding(HealthStatus.DEGRADED, "not all could be read or kept", _truncate(_join_problems(problems)))
+
+
+def _join_problems(problems: Sequence[str]) -> str:
+    """Those with the same explanation share it: where KMS is away, each read says so."""
+    subjects: dict[str, list[str]] = {}
+    for problem in problems:
+        subject, colon, explanation = problem.partition(": ")
+        subjects.setdefault(colon + explanation, []).append(subject)
+    return "; ".join("; ".join(names) + explanation for explanation, names in subjects.items())
 
 
 def _find_ending_credentials(credentials: Credentials, now: float) -> Iterator[Finding]:
