@@ -47,3 +47,14 @@ async def test_on_a_phone_the_path_is_a_row_of_dots_until_something_is_wrong(chr
         await expect(parts.nth(3)).to_be_visible()
         await expect(parts.nth(3)).to_contain_text("(400)")
         assert not await find_overflow(page)
+
+
+async def test_the_menu_is_one_row_of_a_phone_with_the_open_page_in_it(chromium: Browser, console: Console) -> None:
+    for path in ("/", "/audit"):
+        async with open_page(chromium, f"{console.url}{path}", width=390, height=844, is_live=False) as page:
+            menu = await page.locator(".pages").bounding_box()
+            assert menu is not None
+            assert menu["height"] < 56
+            await expect(page.locator(".pages [aria-current]")).to_be_in_viewport(ratio=0.99)  # pixels are rounded
+            assert not await find_overflow(page)
+            assert await find_violations(page) == []

@@ -96,4 +96,7 @@ document.body.addEventListener("htmx:afterSettle", () => {
 });
 setServerTime(Number(document.body.dataset.now));
 localiseTimes();
+// On a phone the menu is one row, which is scrolled to the page that is open.
+const entry = document.querySelector(".pages [aria-current]");
+if (entry) entry.closest(".pages").scrollLeft = entry.offsetLeft - entry.offsetWidth;
 setInterval(updateAges, 1000);
