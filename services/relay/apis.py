@@ -158,6 +158,10 @@ class FoundSilence(msgspec.Struct, rename="camel", gc=False):
     matchers: list[SilenceMatcher]
     status: _State
 
+    def covers(self, labels: Mapping[str, str]) -> bool:
+        """Whether it mutes every alert that has these labels, as far as exact values say."""
+        return all(each.operator == "=" and labels.get(each.name, "") == each.value for each in self.matchers)
+
 
 class _CreatedSilence(msgspec.Struct, rename={"silence_id": "silenceID"}):
     silence_id: str
@@ -219,10 +223,10 @@ class AlertmanagerClient(_Api):
         """Also those that have ended in the last days. Raises ApiError."""
         return await self._read(_decode_silences, "/api/v2/silences")
 
-    async def find_silence(self, mark: str) -> FoundSilence | None:
-        """A silence whose comment has this mark, and that has not ended. Raises ApiError."""
+    async def find_silences(self, mark: str) -> list[FoundSilence]:
+        """The silences whose comment has this mark, and that have not ended. Raises ApiError."""
         listed = await self.list_silences()
-        return next((each for each in listed if mark in each.comment and each.status.state != "expired"), None)
+        return [each for each in listed if mark in each.comment and each.status.state != "expired"]
 
     async def read_update_time(self, alertname: str, annotation: str, value: str) -> float | None:
         """When it last got an alert whose annotation has this value, unix seconds by its clock; None if it has none.

@@ -94,7 +94,7 @@ class SilencePlan:
     """A silence that may be created now."""
 
     labels: Mapping[str, str]
-    """The group's."""
+    """What all alerts share."""
     ends_at: float
 
 
@@ -187,7 +187,7 @@ async def begin_silence(
         lock_incidents(transaction, [row.incident_id])
         now = transaction.now
         values = {"incident": row.incident_id, "id": row.id, "now": now, "recent": now - _GOSSIP_SECONDS}
-        labels = read_group_labels(transaction.connection, row.incident_id, row.episode)
+        labels = read_shared_labels(transaction.connection, row.incident_id, row.episode)
         if labels is None:
             raise SilenceRefusedError("Nothing to silence: this incident is over.")
         other = _OTHERS.fetch_first(transaction.connection, values)
@@ -205,10 +205,17 @@ async def begin_silence(
     return await store.run(begin)
 
 
-def read_group_labels(connection: Connection, incident_id: str, episode: int) -> Mapping[str, str] | None:
-    """The group's labels of an open incident; None where this episode of it is over."""
+def read_shared_labels(connection: Connection, incident_id: str, episode: int) -> Mapping[str, str] | None:
+    """The labels that all alerts of an open incident share; None where this episode of it is over.
+
+    Those of the group alone may be another incident's as well, where a severity or a team has a route of its own. A
+    group without any has all alerts of its route, and what they share says little: then there is none.
+    """
     found = _OPEN_INCIDENT.fetch_first(connection, {"incident": incident_id, "episode": episode})
-    return None if found is None else decode_event(found.event).group_labels
+    if found is None:
+        return None
+    event = decode_event(found.event)
+    return {**event.common_labels, **event.group_labels} if any(event.group_labels.values()) else {}
 
 
 async def finish_silence(store: Store, row: SilenceRow, state: SilenceState, detail: str, silence_id: str = "") -> None:

@@ -33,10 +33,10 @@ from services.relay.silences.store import (
     has_due,
     is_final,
     postpone_silence,
-    read_group_labels,
+    read_shared_labels,
     record_answer,
 )
-from services.relay.text import clean_line, truncate
+from services.relay.text import clean_line, sort_labels, truncate
 from shared.process.concurrency import run_beside
 from shared.process.logs import describe_exception
 
@@ -46,6 +46,8 @@ _STEP_SECONDS: Final = 45.0
 _MAX_ATTEMPTS: Final = 8
 _RETRY_INITIAL: Final = 1.0
 _MAX_RETRY: Final = 30.0
+_MAX_MATCHERS: Final = 1000
+"""Characters of them in the answer."""
 _POLL_SECONDS: Final = 2.0
 """In which a worker notices what another replica left."""
 
@@ -123,9 +125,9 @@ class SilenceWorker:
             if client is None:
                 raise SilenceRefusedError(f"{row.alertmanager} is not configured any more; see whether it is silenced.")
             created_by, ends_at = row.created_by or row.who, row.ends_at or 0.0
-            found = await client.find_silence(mark)
-            if found is not None:
-                return found.id, _describe(created_by, ends_at)
+            for made in await client.find_silences(mark):
+                if abs(made.ends_at.timestamp() - ends_at) < 1.0:  # one of another press may have other labels
+                    return made.id, _describe(created_by, ends_at, {each.name: each.value for each in made.matchers})
             labels = await self._read_labels(row)
         else:
             # Who asked in the console is an admin.
@@ -139,7 +141,7 @@ class SilenceWorker:
                 created_by=created_by,
             )
             labels, ends_at = plan.labels, plan.ends_at
-            found = await client.find_silence(mark)
+            found = next((each for each in await client.find_silences(mark) if each.covers(labels)), None)
             if found is not None:
                 raise SilenceRefusedError(f"It is silenced already, by {truncate(clean_line(found.created_by), 80)}.")
         silence = NewSilence(labels, ends_at, created_by, f"{_format_comment(row, created_by)} {mark}")
@@ -149,7 +151,7 @@ class SilenceWorker:
             if error.is_refusal:
                 raise SilenceRefusedError(f"Alertmanager did not take the silence: {error}.") from None
             raise
-        return silence_id, _describe(created_by, ends_at)
+        return silence_id, _describe(created_by, ends_at, labels)
 
     async def _check_permission(self, row: SilenceRow) -> str:
         bot = self._bots.get(row.channel)
@@ -158,11 +160,11 @@ class SilenceWorker:
         return await check_permission(bot, row.user_id, self._settings.interactive.silence)
 
     async def _read_labels(self, row: SilenceRow) -> Mapping[str, str]:
-        labels = await self._store.read(partial(read_group_labels, incident_id=row.incident_id, episode=row.episode))
+        labels = await self._store.read(partial(read_shared_labels, incident_id=row.incident_id, episode=row.episode))
         if labels is None:
             raise SilenceRefusedError("Nothing to silence: this incident is over.")
-        if not any(labels.values()):
-            raise SilenceRefusedError("Its group has no labels: a silence would match every alert.")
+        if not labels:
+            raise SilenceRefusedError("Its group has no labels: a silence would match alerts of other groups.")
         return labels
 
     async def _find_alertmanager(self, labels: Mapping[str, str]) -> AlertmanagerClient:
@@ -240,8 +242,10 @@ def _format_comment(row: SilenceRow, created_by: str) -> str:
     return " ".join(filter(None, [row.comment, f"Silenced in the relay's console by {created_by}"]))
 
 
-def _describe(created_by: str, ends_at: float) -> str:
-    return f"Silenced by {created_by} until {datetime.fromtimestamp(ends_at, UTC):%Y-%m-%d %H:%M UTC}."
+def _describe(created_by: str, ends_at: float, labels: Mapping[str, str]) -> str:
+    matchers = ", ".join(f'{name}="{value}"' for name, value in sort_labels(labels))
+    until = datetime.fromtimestamp(ends_at, UTC)
+    return f"Silenced by {created_by} until {until:%Y-%m-%d %H:%M UTC}: {truncate(matchers, _MAX_MATCHERS)}."
 
 
 @asynccontextmanager

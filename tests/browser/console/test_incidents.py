@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.browser.accessibility import find_overflow, find_violations
-from tests.browser.console.incident_scene import TITLE, Night, open_night
+from tests.browser.console.incident_scene import LABELS, TITLE, Night, open_night
 from tests.browser.console.served_console import check_reloads, open_page, record_reloads
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -114,7 +114,7 @@ async def test_one_is_acknowledged_and_silenced_while_it_changes(chromium: Brows
         await expect(page.locator("#incident_state")).to_contain_text("silenced by anonymous until")
         (silence,) = night.alertmanager.silences
         assert silence["comment"].startswith("key is replaced Silenced in the relay's console by anonymous")
-        assert {each["name"] for each in silence["matchers"]} == {"alertname", "env", "service"}
+        assert {each["name"]: each["value"] for each in silence["matchers"]} == LABELS
 
         await page.get_by_role("button", name="Unacknowledge").click()
         await expect(page.locator(".flash")).to_contain_text("Nobody takes care of it now")

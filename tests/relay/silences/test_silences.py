@@ -17,8 +17,10 @@ from ops.demo.stand_ins.app import StandIns
 from ops.demo.stand_ins.provider_faults import FaultKind, Provider, ProviderFault
 from services.relay.model import build_incident_id
 from services.relay.outbox.store import open_store
+from services.relay.silences import store as silence_store
 from services.relay.silences import worker as silence_worker
 from services.relay.silences.store import SilenceRequest, request_silence
+from services.relay.text import sort_labels
 from shared.sql.database_url import DatabaseUrl
 from tests.ops.conftest import Start
 from tests.relay.acknowledgement.pressed_relay import (
@@ -34,7 +36,7 @@ from tests.relay.served_relay import Scripted, event_of, metric, post, served, s
 from tests.sites import serve_site
 
 ALLOWED = {"allow_users": [ANNA], "allow_groups": ["S0000000002"], "max": "2h"}  # anna, ben and the guest
-GROUP = dict(event_of().group_labels)
+SHARED = dict(event_of().common_labels)
 
 
 class Peer:
@@ -71,9 +73,15 @@ class Peer:
         async with self._http.get(f"{self.upstream}/api/v2/silences") as answer:
             return [each for each in await answer.json() if each["status"]["state"] == "active"]
 
+    async def list_muted(self) -> set[str]:
+        """The severities of the alerts that it has and does not send."""
+        async with self._http.get(f"{self.upstream}/api/v2/alerts") as answer:
+            alerts = await answer.json()
+        return {each["labels"]["severity"] for each in alerts if each["status"]["state"] == "suppressed"}
+
     async def fire(self, **labels: str) -> None:
         ends = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-        alerts = [{"labels": {**GROUP, "target": "ledger-kek", **labels}, "endsAt": ends}]
+        alerts = [{"labels": {**SHARED, "target": "ledger-kek", **labels}, "endsAt": ends}]
         async with self._http.post(f"{self.upstream}/api/v2/alerts", json=alerts) as answer:
             assert answer.status == 200, await answer.text()
 
@@ -104,11 +112,29 @@ async def silencing(
         yield relay
 
 
+def format_matcher(label: tuple[str, str]) -> str:
+    return f'{label[0]}="{label[1]}"'
+
+
+def describe_group(*labels: dict[str, str]) -> dict[str, Any]:
+    """What a webhook has of a group with these alerts."""
+    (alert,) = json.loads(webhook_of())["alerts"]
+    shared = dict(set.intersection(*(set(each.items()) for each in labels)))
+    alerts = [{**alert, "labels": each, "fingerprint": str(number)} for number, each in enumerate(labels)]
+    return {"commonLabels": shared, "alerts": alerts}
+
+
+def list_buttons(stand_ins: StandIns) -> list[dict[str, Any]]:
+    """Of all messages in the channel."""
+    blocks = [block for each in stand_ins.slack.channels[CRITICAL].messages for block in each.blocks]
+    return [element for block in blocks for element in block.get("elements", []) if element["type"] == "button"]
+
+
 def thread(stand_ins: StandIns) -> list[str]:
     return [each.text for each in stand_ins.slack.channels[CRITICAL].messages if each.thread_ts and not each.blocks]
 
 
-async def test_several_presses_of_those_who_may_create_one_silence_of_the_group(
+async def test_several_presses_of_those_who_may_create_one_silence_of_what_they_share(
     tmp_path: Path, stand_ins: StandIns, peer: Peer
 ) -> None:
     await peer.fire()
@@ -118,7 +144,7 @@ async def test_several_presses_of_those_who_may_create_one_silence_of_the_group(
         await until(lambda: len(relay.replies) == 2)
         await until(lambda: len(thread(stand_ins)) == 1)
         (silence,) = await peer.silences()
-        assert {each["name"]: each["value"] for each in silence["matchers"]} == GROUP
+        assert {each["name"]: each["value"] for each in silence["matchers"]} == SHARED
         assert all(each["isEqual"] and not each["isRegex"] for each in silence["matchers"])
         name = silence["createdBy"]
         assert name in {"Anna Adler", "Ben Baker"}
@@ -126,12 +152,42 @@ async def test_several_presses_of_those_who_may_create_one_silence_of_the_group(
         seconds = datetime.fromisoformat(silence["endsAt"]) - datetime.fromisoformat(silence["startsAt"])
         assert abs(seconds - timedelta(hours=2)) < timedelta(minutes=1)
         assert thread(stand_ins)[0].startswith(f"Silenced by {name} until 20")
+        assert thread(stand_ins)[0].endswith(f" UTC: {', '.join(map(format_matcher, sort_labels(SHARED)))}.")
         assert set(relay.replies) == {f"It is silenced already, by {name}."}
         actions = await relay.list_actions()
         assert sorted(action for _, action in actions) == ["silence", "silence refused", "silence refused"]
         (row,) = [each for each in (await relay.get("/api/audit"))["audit"] if each["action"] == "silence"]
         assert row["on"].endswith(silence["id"])
         assert peer.posts == 1
+
+
+async def test_a_silence_of_the_warning_does_not_mute_the_critical_one(
+    tmp_path: Path, stand_ins: StandIns, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence_store, "_GOSSIP_SECONDS", 0.0)
+    monkeypatch.setattr(silence_worker, "_POLL_SECONDS", 0.05)
+    warning = {**SHARED, "severity": "warning"}
+    await peer.fire(severity="warning")
+    await peer.fire(severity="critical")
+    async with silencing(tmp_path, stand_ins, peer) as relay:
+        message = await relay.fire("warnings", **describe_group(warning))
+        (confirm,) = [each["confirm"] for each in list_buttons(stand_ins) if each.get("action_id") == "silence"]
+        assert "severity=warning" in confirm["text"]["text"]
+        await relay.press(message, "silence")
+        await until(lambda: len(thread(stand_ins)) == 1)
+        assert 'severity="warning"' in thread(stand_ins)[0]
+        assert await peer.list_muted() == {"warning"}
+
+        # Another alert joins the incident: one more press silences what both share, and no press does so twice.
+        joined = describe_group(warning, {**warning, "instance": "backend:8001"})
+        assert (await post(relay.client, webhook_of(group="warnings", **joined)))[0] == 202
+        await relay.press(message, "silence", BEN)
+        await until(lambda: len(thread(stand_ins)) == 2)
+        await relay.press(message, "silence", BEN)
+        await until(lambda: relay.replies == ["It is silenced already, by Ben Baker."])
+        matched = [{each["name"] for each in silence["matchers"]} for silence in await peer.silences()]
+        assert sorted(matched, key=len) == [SHARED.keys() - {"instance"}, SHARED.keys()]
+        assert await peer.list_muted() == {"warning"}
 
 
 async def test_who_may_not_gets_the_reason_and_silences_nothing(
@@ -227,6 +283,9 @@ async def test_nothing_is_silenced_where_alertmanager_has_no_such_alert(
         message = await relay.fire()
         assert await relay.press(message, "silence")
         await until(lambda: relay.replies == ["Nothing to silence: Alertmanager has no such alert now."])
+        assert await relay.press(await relay.fire(group="all", groupLabels={}), "silence")
+        reason = "Its group has no labels: a silence would match alerts of other groups."
+        await until(lambda: relay.replies[1:] == [reason])
     assert peer.posts == 0
 
 
@@ -297,7 +356,7 @@ async def test_an_admin_silences_in_the_console_without_any_button(
     assert entries["silenced"].startswith("Silenced by cleo until 20")
     assert entries["silence_refused"].endswith("It is silenced already, by cleo.")
     assert silence["comment"].startswith("key is replaced Silenced in the relay's console by cleo [keypulse ")
-    assert {each["name"]: each["value"] for each in silence["matchers"]} == GROUP
+    assert {each["name"]: each["value"] for each in silence["matchers"]} == SHARED
     seconds = datetime.fromisoformat(silence["endsAt"]) - datetime.fromisoformat(silence["startsAt"])
     assert abs(seconds - timedelta(minutes=30)) < timedelta(minutes=1)
     assert sorted((each["who"], each["from"], each["action"]) for each in audit) == [

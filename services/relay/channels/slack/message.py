@@ -310,9 +310,12 @@ def _build_acknowledge(message: Message) -> list[Block]:
 def _build_silence(message: Message) -> list[Block]:
     if is_resolved(message.event) or "silence" not in message.buttons:
         return []
+    labels = ", ".join(_format_labels(message.event.common_labels))
     confirm = {
         "title": build_plain_text("Silence these alerts?", 100),
-        "text": build_plain_text("Alertmanager sends nothing about them until the silence ends.", 300),
+        "text": build_plain_text(
+            f"Until the silence ends, Alertmanager sends nothing about alerts with {labels}.", 300
+        ),
         "confirm": build_plain_text("Silence", 30),
         "deny": build_plain_text("Cancel", 30),
     }
