@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, Column, Connection, Integer, MetaData, Table, exc, text
 
+from shared.keyring import database as database_module
 from shared.keyring.database import _KEYRING_LOCK_ID, STATEMENT_TIMEOUT_SECONDS, Database, DatabaseError
 from shared.keyring.tables import TABLES
 from tests.conftest import Until
@@ -114,17 +115,26 @@ async def test_a_server_that_is_not_there_is_an_error_that_shows_no_password(tmp
 
 
 async def test_a_statement_that_takes_too_long_ends_within_its_bound_and_a_longer_one_may_be_set(
-    database: Database,
+    postgres_database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = time.monotonic()
-    with pytest.raises(DatabaseError, match="statement timeout"):
-        await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
-    assert time.monotonic() - begun < 10
-    one = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(4.6)")).scalar_one(), seconds=30)
-    assert one == 1
-    assert await database.read(_read_answer_timeout) == STATEMENT_TIMEOUT_SECONDS + 0.5
-    with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection has the usual timeout again
-        await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+    usual = f"statement_timeout={STATEMENT_TIMEOUT_SECONDS:g}s"
+    assert usual in database_module._SERVER_OPTIONS
+    options = database_module._SERVER_OPTIONS.replace(usual, "statement_timeout=1s")
+    monkeypatch.setattr(database_module, "_SERVER_OPTIONS", options)
+    monkeypatch.setattr(database_module, "STATEMENT_TIMEOUT_SECONDS", 1.0)
+    database = Database(postgres_database)
+    try:
+        begun = time.monotonic()
+        with pytest.raises(DatabaseError, match="statement timeout"):
+            await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+        assert time.monotonic() - begun < 7
+        one = await database.read(lambda it: it.execute(text("SELECT 1 FROM pg_sleep(1.6)")).scalar_one(), seconds=30)
+        assert one == 1
+        assert await database.read(_read_answer_timeout) == 1.5
+        with pytest.raises(DatabaseError, match="statement timeout"):  # the same connection has the usual timeout again
+            await database.read(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+    finally:
+        await database.close()
 
 
 def _read_answer_timeout(connection: Connection) -> float:
