@@ -254,7 +254,9 @@ def build_access(settings: AdminSettings) -> AccessPolicy:
     """Who may call: by bearer tokens alone, and no user of web.yml, who may be there for `/metrics` alone."""
     own = [Token("crypto-admin", Role.ADMIN, TokenFile(settings.token_file))] if settings.token_file else []
     off = "the admin API is off: it needs admin.token_file in the backend's configuration"
-    return AccessPolicy([*own, *load_tokens(settings.tokens)], bearer_only=True, disabled_reason=off)
+    setting = "admin.token_file or admin.tokens"
+    tokens = [*own, *load_tokens(settings.tokens)]
+    return AccessPolicy(tokens, bearer_only=True, disabled_reason=off, tokens_setting=setting)
 
 
 def build_routes(keyring: Administration, lost_data_keys: LostDataKeys, access: AccessPolicy) -> list[ProtectedRoute]:

@@ -252,7 +252,7 @@ async def open_exporter_history(settings: RelaySettings) -> AsyncIterator[Export
 def build_sender_access(auth: RelayAuthSettings, bearer_token: TokenFile, metrics: Metrics) -> RouteRequirements:
     """Who may send alerts: the holder of the bearer token, or a user of web.yml who is a responder at least."""
     sender = Token("sender", Role.RESPONDER, bearer_token)
-    access = AccessPolicy([sender], auth.roles, auth.allow_from)
+    access = AccessPolicy([sender], auth.roles, auth.allow_from, tokens_setting="auth.bearer_token_file")
     return RouteRequirements(Role.RESPONDER, access_policy=access, on_refusal=metrics.count_webhook)
 
 

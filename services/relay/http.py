@@ -11,7 +11,7 @@ from aiohttp.tracing import Trace
 from pydantic import TypeAdapter
 
 from services.relay.channels.port import SendError, SendReason, SendScope
-from shared.net.egress import Egress, EgressError, EgressSettings
+from shared.net.egress import Egress, EgressError, EgressSettings, describe_os_error
 from shared.net.http_connector import Connector, open_session, read_bounded
 
 MAX_TEXT_BYTES: Final = 64 * 1024
@@ -129,7 +129,7 @@ def translate_connection_errors(provider: str) -> Iterator[None]:
         if isinstance(error, TimeoutError):
             raise
         # Only the operating system's text: that of a client error may contain the request.
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        cause = describe_os_error(error)
         # Without a connection nothing was sent; a connection that broke off later may have delivered the request.
         arrived = not isinstance(error, aiohttp.ClientConnectorError)
         lost = "the connection broke off" if arrived else "no connection"

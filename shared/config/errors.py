@@ -73,11 +73,11 @@ def _format_error(
     elif kind in {"union_tag_not_found", "union_tag_invalid"}:
         context = error["ctx"]
         key += "." + context["discriminator"].strip("'")
-        message = (
-            f"expected one of {context['expected_tags']}"
-            if "expected_tags" in context
-            else "missing; it has no default"
-        )
+        message = "missing; it has no default"
+        if kind == "union_tag_invalid":
+            message = f"expected one of {context['expected_tags']}"
+            if similar := difflib.get_close_matches(context["tag"], re.findall("'(.+?)'", context["expected_tags"]), 1):
+                message += f"; did you mean {similar[0]}?"
     elif kind == "missing":
         message = "missing; it has no default"
     else:

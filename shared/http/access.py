@@ -188,7 +188,7 @@ class RefusalCounter(Collector):
         log.warning(event, peer=peer, endpoint=endpoint, reason=reason.value, suppressed=more)
 
 
-_CREDENTIALS_REQUIRED: Final = "a valid token is needed: Authorization: Bearer TOKEN"
+_CREDENTIALS_REQUIRED: Final = "this needs a token of {tokens_setting}: Authorization: Bearer TOKEN"
 REFUSAL_RESPONSES: Final[dict[RefusalReason, tuple[int, str]]] = {
     RefusalReason.MISSING: (401, _CREDENTIALS_REQUIRED),
     RefusalReason.WRONG: (401, _CREDENTIALS_REQUIRED),
@@ -405,13 +405,11 @@ class Authorizer:
         """Count and log a refusal, and return its response; without `message` it has that of the reason."""
         self._count_ignored_header(request, endpoint)
         self.refusals.count(get_peer(request) or "unknown", endpoint, reason)
+        policy = requirements.access_policy or AccessPolicy()
         status, usual = REFUSAL_RESPONSES[reason]
-        if (
-            requirements.access_policy
-            and requirements.access_policy.disabled_reason
-            and not requirements.access_policy.tokens
-        ):
-            usual = requirements.access_policy.disabled_reason
+        usual = usual.format(tokens_setting=policy.tokens_setting)
+        if policy.disabled_reason and not policy.tokens:
+            usual = policy.disabled_reason
         elif reason is RefusalReason.ROLE and requirements.role:
             usual = f"this needs the role {requirements.role.value}; see auth.roles and auth.tokens"
         requirements.on_refusal(status)

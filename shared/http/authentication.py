@@ -103,6 +103,8 @@ class AccessPolicy:
     """Why nobody may call while there are no tokens; None allows everybody."""
     accepts_sessions: bool = False
     """Whether a session counts."""
+    tokens_setting: str = "auth.admin_token_file or auth.tokens"
+    """Where `tokens` are configured: a token may be valid, but for other endpoints."""
     requires_credentials: bool = False
     """Whether nobody is anonymous even without tokens and users: people log in elsewhere."""
 

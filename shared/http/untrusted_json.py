@@ -70,7 +70,10 @@ def _describe_mismatch(error: str, path: str, expected_values: Mapping[str, str]
     parts = [name or number for name, number in _PATH_PART.findall(inner) if name or number]
     where = [path] if path else []
     if missing := _MISSING.fullmatch(what):
-        return UntrustedJsonError(".".join([*where, *parts, missing[1]]), "missing")
+        allowed = expected_values.get(missing[1], "")
+        return UntrustedJsonError(
+            ".".join([*where, *parts, missing[1]]), f"missing; expected {allowed}" if allowed else "missing"
+        )
     return UntrustedJsonError(
         ".".join([*where, *parts]), _format_expectation(what, expected_values.get(parts[-1], "") if parts else "")
     )

@@ -119,7 +119,7 @@ class WebConfigMiddleware:
         reason = RefusalReason.UNREADABLE if unreadable else find_missing_reason(request)
         if reason is RefusalReason.UNREADABLE:
             return self._refuse(request, reason)
-        return self._refuse(request, reason, "a user of basic_auth_users in web.yml is needed, or a valid token")
+        return self._refuse(request, reason, "a user of basic_auth_users in web.yml is needed, or a token for it")
 
     def _refuse(self, request: Request, reason: RefusalReason, message: str | None = None) -> Response:
         scope = request.scope

@@ -36,6 +36,16 @@ _LOGIN_STATUSES: Final = {401, 407}
 """Of a proxy that wants a login; tinyproxy answers 401 to a wrong one."""
 
 
+def describe_os_error(error: BaseException) -> str:
+    """The operating system's text alone: asyncio adds Python's tuples, and a client's error may hold the request."""
+    own = getattr(error, "os_error", error)  # of aiohttp's
+    if not isinstance(own, OSError):
+        return type(error).__name__
+    if own.errno and not isinstance(own, ssl.SSLError | socket.gaierror):  # which have numbers of their own
+        return os.strerror(own.errno)
+    return own.strerror or type(error).__name__
+
+
 class EgressError(OSError):
     """No connection, for its proxy or its authorities; `strerror` is a sentence without credentials.
 
@@ -369,7 +379,7 @@ async def open_tunnel(proxy: Proxy, target: Address) -> socket.socket:
     try:
         connection = await connect(await resolve(*proxy.address))
     except (OSError, UnicodeError) as error:
-        cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        cause = describe_os_error(error)
         raise EgressError(f"{proxy} cannot be reached: {cause}") from None
     try:
         await request_tunnel(connection, proxy, target)
@@ -394,7 +404,7 @@ async def request_tunnel(connection: socket.socket, proxy: Proxy, target: Addres
                 break
             answer += byte
     except OSError as error:
-        raise EgressError(f"{proxy} closed the connection: {error.strerror or type(error).__name__}") from None
+        raise EgressError(f"{proxy} closed the connection: {describe_os_error(error)}") from None
     status = _STATUS.match(answer)
     if not answer:
         raise EgressError(f"{proxy} closed the connection")

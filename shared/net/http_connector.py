@@ -16,7 +16,7 @@ from yarl import URL
 
 from shared import VERSION
 from shared.config.settings import Address
-from shared.net.egress import Egress, EgressError, Proxy, build_refusal, resolve
+from shared.net.egress import Egress, EgressError, Proxy, build_refusal, describe_os_error, resolve
 
 
 class ClientEgressError(aiohttp.ClientError, EgressError):
@@ -62,8 +62,7 @@ class Connector(aiohttp.TCPConnector):
             target = Address(req.url.host or "", req.url.port or 0)
             raise _translate(build_refusal(proxy, target, error.status)) from None
         except aiohttp.ClientProxyConnectionError as error:
-            cause = error.strerror or type(error.os_error).__name__
-            raise ClientEgressError(f"{proxy} cannot be reached: {cause}") from None
+            raise ClientEgressError(f"{proxy} cannot be reached: {describe_os_error(error)}") from None
 
 
 def _translate(error: EgressError) -> ClientEgressError:

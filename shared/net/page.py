@@ -9,7 +9,7 @@ import aiohttp
 from shared.check import CheckError
 from shared.config.settings import Address
 from shared.credentials import Validity, get_server_certificate
-from shared.net.egress import Egress, EgressSettings, connect, open_tunnel, resolve
+from shared.net.egress import Egress, EgressSettings, connect, describe_os_error, open_tunnel, resolve
 from shared.net.http_connector import Connector, open_session
 
 
@@ -31,7 +31,7 @@ async def check_page(url: str) -> str:
     except TimeoutError:
         raise
     except (aiohttp.ClientError, OSError, UnicodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        cause = describe_os_error(error)
         raise CheckError(
             f"{host} does not answer: {cause}", "correct the address, or let this machine reach it"
         ) from None
@@ -88,6 +88,6 @@ async def read_server_certificate(url: str, settings: EgressSettings) -> Validit
             f"the certificate of {server} is not trusted: {error.verify_message}", "name its authority in `ca_file`"
         ) from None
     except (OSError, UnicodeError) as error:
-        cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        cause = describe_os_error(error)
         raise CheckError(f"no connection to {server}: {cause}", "check its address, DNS, firewall and proxy") from None
     return found

@@ -128,7 +128,7 @@ async def test_a_backend_changes_too_and_a_reload_adds_and_removes_cards(board: 
     await expect(card(board, "backend").locator(".state")).to_have_text("Healthy")
     watch.backend(Health(CryptoMode.ENV, ready=True))
     await focus(board)
-    await expect(card(board, "backend")).to_contain_text("mode is env")
+    await expect(card(board, "backend")).to_contain_text("local key (mode env)")
     watch.backend(None, "health check: connection refused")
     await focus(board)
     await expect(card(board, "backend")).to_contain_text("health check: connection refused")

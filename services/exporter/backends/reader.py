@@ -7,7 +7,6 @@ addresses stay in use, since that does not mean that the backend is down.
 """
 
 import asyncio
-import os
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
@@ -29,7 +28,7 @@ from shared.backend_contract import CRYPTO_DECRYPTION_ERRORS, CRYPTO_INIT_TIMEST
 from shared.config.file_checks import FileCheckError
 from shared.config.secret_file import FileStamp, PasswordFile, SecretFile, SecretUnreadableError, read_stamp
 from shared.credentials import Validity, get_server_certificate
-from shared.net.egress import Egress, EgressError, resolve
+from shared.net.egress import Egress, EgressError, describe_os_error, resolve
 from shared.net.http_connector import Connector, open_session, read_bounded
 from shared.process.concurrency import run_in_thread_if_large
 
@@ -283,8 +282,8 @@ def _translate_error(error: aiohttp.ClientError | OSError | UnicodeError) -> Unr
 
 def _describe_error(error: aiohttp.ClientError | OSError) -> str:
     """The error in words; aiohttp's own text for a refused connection holds Python's tuples."""
-    if type(error) is aiohttp.ClientConnectorError and (number := error.os_error.errno) and number > 0:
-        return f"cannot connect to {error.host}:{error.port}: {os.strerror(number)}"
+    if type(error) is aiohttp.ClientConnectorError:
+        return f"cannot connect to {error.host}:{error.port}: {describe_os_error(error)}"
     return str(error) or type(error).__name__
 
 

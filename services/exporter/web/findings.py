@@ -244,7 +244,9 @@ def find_backend_problems(state: BackendState) -> Iterator[Finding]:
         problems = ""
     if state.health.mode is CryptoMode.ENV:
         sentence = "New data keys are wrapped by a key on its own disk, not by KMS."
-        yield Finding(HealthStatus.FAILING, f"mode is {state.health.mode}", sentence, ADVICE["not_kms"])
+        yield Finding(
+            HealthStatus.FAILING, f"wraps with its local key (mode {state.health.mode})", sentence, ADVICE["not_kms"]
+        )
     if not state.health.ready:
         yield Finding(
             HealthStatus.FAILING,

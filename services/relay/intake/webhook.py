@@ -44,7 +44,7 @@ MAX_TEXTS: Final = 20_000
 _COUNT_TEXTS_ABOVE: Final = 64 * 1024
 """Bytes."""
 _NONE: Final = msgspec.Raw(b"null")
-_EXPECTED_VALUES: Final = {"status": "'firing' or 'resolved'", "version": "'4'"}
+_EXPECTED_VALUES: Final = {"status": "'firing' or 'resolved'", "version": "'4', as Alertmanager's webhooks have it"}
 
 T = TypeVar("T")
 

@@ -36,7 +36,7 @@ from shared.keyring.administration import (
     explain_excess,
 )
 from shared.kms.settings import ProviderSettings
-from shared.net.egress import Egress, EgressError, EgressSettings
+from shared.net.egress import Egress, EgressError, EgressSettings, describe_os_error
 from shared.net.http_connector import Connector, open_session, read_bounded
 
 NO_ADMIN_API: Final = "check that it is an admin API"
@@ -257,7 +257,7 @@ class _HttpTransport:
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             # Only the operating system's text: that of a client error may contain the request.
-            cause = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            cause = describe_os_error(error)
             raise UnreachableError(f"{url}: no answer: {cause}", "is the service running there?") from None
         # The response may repeat the request, with the token.
         return AdminResponse(response.status, body.replace(token.encode(), b"[secret]"))

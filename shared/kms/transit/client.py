@@ -41,7 +41,7 @@ from shared.kms.transit.errors import EXPECTED_TYPE, Answer, Data, parse_error
 from shared.kms.transit.login import Login, get_login
 from shared.kms.transit.profile import AEAD_TYPES, TRANSIT_PROFILE, parse_version
 from shared.kms.transit.settings import TransitKeySettings
-from shared.net.egress import Egress, EgressError, Proxy, load_client_certificate
+from shared.net.egress import Egress, EgressError, Proxy, describe_os_error, load_client_certificate
 from shared.net.http_connector import Connector, open_session, read_bounded
 
 MAX_VERSIONS: Final = 20_000
@@ -455,7 +455,7 @@ def _build_network_error(error: BaseException, address: Address) -> KmsError:
     elif isinstance(error, aiohttp.ClientConnectorSSLError | ssl.SSLError):
         sentence, cause = f"no TLS: {error.strerror or type(error).__name__}", Cause.TLS
     elif isinstance(error, aiohttp.ClientConnectorError):
-        sentence, cause = f"no connection: {error.strerror or type(error).__name__}", Cause.CONNECT
+        sentence, cause = f"no connection: {describe_os_error(error)}", Cause.CONNECT
     else:
         sentence, cause = f"the connection ended during the call: {type(error).__name__}", Cause.NONE
     return KmsError(Reason.UNAVAILABLE, f"{address}: {sentence}", cause)

@@ -111,6 +111,23 @@ async def test_an_address_of_an_allowed_network_may_send(tmp_path: Path) -> None
         assert (await post(client, payload(1)))[0] == 202
 
 
+async def test_a_token_for_other_endpoints_is_told_where_its_own_is_set(tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text("a-token-of-an-administrator\n")
+    auth = {"admin_token_file": tmp_path / "admin"}
+    async with served(settings(tmp_path, {"one": Scripted()}, auth=auth)) as client:
+        async with client.get("/api/incidents") as answer:
+            assert (answer.status, "needs a token of auth.admin_token_file or auth.tokens" in await answer.text()) == (
+                401,
+                True,
+            )
+        client.headers["Authorization"] = "Bearer a-token-of-an-administrator"
+        status, document = await post(client, payload(1))
+    assert (status, document["error"]) == (
+        401,
+        "this needs a token of auth.bearer_token_file: Authorization: Bearer TOKEN",
+    )
+
+
 async def test_a_token_file_that_goes_missing_is_503_and_not_ready_and_one_line_in_the_log(tmp_path: Path) -> None:
     async def ready() -> tuple[int, str]:
         async with client.get("/-/ready") as answer:

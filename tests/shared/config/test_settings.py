@@ -181,6 +181,8 @@ def test_a_kind_that_is_missing_or_unknown_is_named(file: Path) -> None:
     assert _lines(_write(file, pets={"rex": {}})) == [f"{file}: pets.rex.kind: missing; it has no default"]
     (line,) = _lines(_write(file, pets={"rex": {"kind": "fish"}}))
     assert line == f"{file}: pets.rex.kind: expected one of 'cat', 'dog'"
+    (line,) = _lines(_write(file, pets={"rex": {"kind": "dogg"}}))
+    assert line == f"{file}: pets.rex.kind: expected one of 'cat', 'dog'; did you mean dog?"
 
 
 def test_the_keys_of_a_kind_are_proposed_for_that_kind(file: Path) -> None:

@@ -78,7 +78,9 @@ async def test_anything_else_is_refused_with_401(header: str | bytes, secret: To
         answer = await client.get("/", headers=[(b"authorization", raw)])
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.json() == {"error": "a valid token is needed: Authorization: Bearer TOKEN"}
+    assert answer.json() == {
+        "error": "this needs a token of auth.admin_token_file or auth.tokens: Authorization: Bearer TOKEN"
+    }
 
 
 async def test_no_header_is_refused_and_a_browser_is_asked_for_a_password(secret: TokenFile) -> None:

@@ -59,7 +59,16 @@ from shared.check import Check, CheckError
 from shared.config.secret_file import PasswordFile, read_stamp
 from shared.config.settings import Address, PasswordPath
 from shared.credentials import Validity, get_server_certificate
-from shared.net.egress import Egress, EgressError, EgressSettings, connect, get_own_name, open_tunnel, resolve
+from shared.net.egress import (
+    Egress,
+    EgressError,
+    EgressSettings,
+    connect,
+    describe_os_error,
+    get_own_name,
+    open_tunnel,
+    resolve,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -470,7 +479,7 @@ class _SmtpSession:
         if isinstance(error, OSError):
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             lost = "the connection broke off" if arrived else "no connection"
-            detail = f"the mail server: {lost}: {cause.strerror or type(error).__name__}"
+            detail = f"the mail server: {lost}: {describe_os_error(cause)}"
             return SendError(SendReason.CONNECTION, SendScope.ATTEMPT, detail, maybe_arrived=arrived)
         # The rest: no STARTTLS, no login although one is configured, or no login method that both sides support.
         return SendError(SendReason.MISCONFIGURED, SendScope.CHANNEL, f"the mail server: {mask_reply(str(error))}")
