@@ -5,6 +5,7 @@ A report goes to standard output, to the folder of reports, and to GitHub's summ
 
 import asyncio
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from services.rotator.report import (
     RotatorError,
     StepProgress,
     StepResult,
+    format_count,
     format_markdown,
 )
 from services.rotator.session import CommandSession, open_session
@@ -70,7 +72,7 @@ class BarReporter:
 
 
 def _format_count(progress: StepProgress) -> str:
-    return f"{progress.step}: {progress.done} of {progress.total} data keys"
+    return f"{progress.step}: {progress.done} of {format_count(progress.total, progress.unit)}"
 
 
 @contextmanager
@@ -105,7 +107,10 @@ def run_and_report(
     with open_progress() as report_progress:
         report = asyncio.run(run_to_report(command, settings, run, report_progress))
     text = format_markdown(report, config)
-    click.echo(report.model_dump_json(indent=2, exclude_none=True) if as_json else text, nl=not text.endswith("\n"))
+    if as_json:
+        click.echo(report.model_dump_json(indent=2, exclude_none=True))
+    else:
+        print_report(text)
     if command in _COMMANDS_WITH_REPORT:
         folder = settings.state_dir / "reports"
         _append_to_file(
@@ -114,6 +119,18 @@ def run_and_report(
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
         _append_to_file(Path(summary), text)
     return report.outcome
+
+
+def print_report(text: str) -> None:
+    """Markdown as it is; on a terminal without its marks, but each command on one line, to be copied."""
+    if not sys.stdout.isatty():
+        click.echo(text, nl=False)
+        return
+    from rich.markdown import Markdown  # noqa: PLC0415  # 0.1 s that no pipe needs
+
+    report, next_, commands = text.partition("\nNext:\n")
+    Console().print(Markdown(report, hyperlinks=False))
+    click.echo(f"{next_}{commands}", nl=False)
 
 
 def _append_to_file(file: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from services.rotator.report import (
     PreviousKey,
     RotatorError,
     StepProgress,
+    format_count,
 )
 from services.rotator.session import CommandSession, hold_lease
 from services.rotator.steps import read_usable_key
@@ -154,7 +155,7 @@ async def _find_previous_keys(
             versions = [each for each in its.versions if normalise_key_name(each.kek) == kek] if its else []
             if any(each.data_keys or each.records for each in versions):
                 data_keys, records = (sum(getattr(each, of) for each in versions) for of in ("data_keys", "records"))
-                needed_by.append(f"{data_keys} data keys and {records} records{where}")
+                needed_by.append(f"{format_count(data_keys, 'data key')} and {format_count(records, 'record')}{where}")
             if its is None or its.unknown_usage:
                 needed_by.append(f"perhaps {its.unknown_usage if its else 'data keys that cannot be counted'}{where}")
         found.append(PreviousKey(kek=kek, needed_by=tuple(needed_by)))
@@ -221,7 +222,7 @@ async def show_key_usage(session: CommandSession) -> CommandReport:
     """Which data keys and how many records need which version, in all keyrings. Raises AdministrationError."""
     counted, elsewhere = await session.administration.count_key_usage(), await count_usage(session)
     keys, records = (sum(getattr(each, of) for each in counted.versions) for of in ("data_keys", "records"))
-    sentence = f"{keys} data keys, {records} records"
+    sentence = f"{format_count(keys, 'data key')}, {format_count(records, 'record')}"
     if session.settings.other_keyrings is None:
         sentence += "; which other keyrings this KMS key wraps is not known: set `other_keyrings`"
     usages = [("", counted), *((f" in {each.name}", each.census) for each in elsewhere if each.census)]

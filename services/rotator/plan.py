@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Final
 
-from services.rotator.report import Plan, RotatorError
+from services.rotator.report import Plan, RotatorError, describe_done, format_count
 from shared.backend_contract import MAX_DATA_KEY_ENCRYPTIONS
 from shared.keyring.administration import (
     JournalStep,
@@ -49,10 +49,7 @@ def _get_verification_outcome(latest: RotationProgress) -> StepOutcome | None:
 
 def describe_unfinished(latest: RotationProgress) -> str:
     subject = "the rollback of rotation" if latest.is_rolling_back else "rotation"
-    return (
-        f"{subject} {latest.rotation_id}, started by {latest.caller}, is not finished: {latest.done} of {latest.total} "
-        "data keys are done"
-    )
+    return f"{subject} {latest.rotation_id}, started by {latest.caller}, is not finished: {describe_done(latest)} done"
 
 
 def refuse_unfinished(latest: RotationProgress | None) -> None:
@@ -91,7 +88,7 @@ def _plan_new_dek(usage: KeyUsage, primary: str, min_age: float) -> tuple[int, s
         newest_dek_at and now and abs(now - newest_dek_at) < timedelta(seconds=min_age)
     ):  # later ones are of a clock that was ahead
         active = f"the active data key {usage.active} was made by a rotation at {newest_dek_at:%Y-%m-%d %H:%M:%S} UTC"
-        return 0, f"nothing to do: {active}; {_HINT}"
+        return 0, f"{active}; {_HINT}"
     instead = f"; {usage.active} stays for reading" if usage.active else ""
     if usage.encryptions and usage.encryptions > MAX_DATA_KEY_ENCRYPTIONS / 2:
         used = f"{usage.active} has encrypted {usage.encryptions:,} times, of {MAX_DATA_KEY_ENCRYPTIONS:,} at most"
@@ -105,18 +102,19 @@ def _plan_rewrap(usage: KeyUsage, key: str, primary: str) -> tuple[int, str]:
     total = sum(count.data_keys for count in due)
     if not total:
         wrapped = sum(count.data_keys for count in counts)
-        return 0, f"nothing to do: all {wrapped} data keys of the KMS key are wrapped by its primary version {primary}"
+        which = "the data key" if wrapped == 1 else f"all {wrapped} data keys"
+        return 0, f"{which} of the KMS key {'is' if wrapped == 1 else 'are'} wrapped by its primary version {primary}"
     of = {kek: f" of {kek}" for kek in usage.previous_keks}
     by = ", ".join(
         f"{count.data_keys} by version {count.kek_version or 'unreadable'}{of.get(count.kek, '')}" for count in due
     )
-    return total, f"{total} data keys ({by}) are re-wrapped by version {primary} of the KMS key"
+    return total, f"{format_count(total, 'data key')} ({by}) to be re-wrapped by version {primary} of the KMS key"
 
 
 def _list_local(usage: KeyUsage) -> list[str]:
     return [
-        f"{count.data_keys} data keys are wrapped by the local fallback key; the service re-wraps them by itself once "
-        "it reaches KMS"
+        f"{format_count(count.data_keys, 'data key')} wrapped by the local fallback key; the service itself re-wraps "
+        "such a key once it reaches KMS"
         for count in usage.versions
         if count.kek == LOCAL_KEK
     ]
@@ -127,11 +125,11 @@ def list_unnamed(usage: KeyUsage, key: str, *, has_own_keys: bool) -> list[str]:
     counts = [count for count in usage.versions if count.kek not in (LOCAL_KEK, key, *usage.previous_keks)]
     if not has_own_keys:
         return [
-            f"{count.data_keys} rows are wrapped by {count.kek}, another KMS key; they are left as they are"
+            f"{format_count(count.data_keys, 'row')} wrapped by {count.kek}, another KMS key; left as before"
             for count in counts
         ]
     return [
-        f"{count.data_keys} data keys are wrapped by {count.kek}, which neither `kms` nor `previous_kms` of the "
-        "service names: add it to `previous_kms`"
+        f"{format_count(count.data_keys, 'data key')} wrapped by {count.kek}, which neither `kms` nor "
+        "`previous_kms` of the service names: add it to `previous_kms`"
         for count in counts
     ]

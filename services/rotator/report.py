@@ -56,6 +56,20 @@ class StepResult(BaseModel):
     seconds: float
 
 
+def format_count(number: int, singular: str) -> str:
+    """`1 data key`, `2 data keys`."""
+    return f"{number} {singular}{'' if number == 1 else 's'}"
+
+
+def describe_done(rotation: RotationProgress) -> str:
+    """How far it is: a new data key has two steps, and a re-wrap one for each data key."""
+    return f"{rotation.done} of {format_count(rotation.total, get_unit(rotation.type))}"
+
+
+def get_unit(type_: RotationType) -> str:
+    return "step" if type_ is RotationType.NEW_DEK else "data key"
+
+
 class StepProgress(NamedTuple):
     step: str
     done: int
@@ -64,6 +78,7 @@ class StepProgress(NamedTuple):
     """Of KMS so far, in this step and in those before it: what takes the time."""
     total_calls: int
     """In the steps that follow, too."""
+    unit: str = "data key"
 
 
 class ProgressReporter(Protocol):
@@ -174,21 +189,21 @@ def format_markdown(report: CommandReport, config: str) -> str:
     ]
     for plan in report.plans:
         lines += [
-            "",
-            f"**{plan.type}**: {_escape_cell(plan.summary)}",
+            *(() if plan.summary == report.summary else ("", _format_plan(plan))),
             *(f"- left out: {_escape_cell(excluded)}" for excluded in plan.excluded),
         ]
     lines += (line for key in report.previous_keys for line in ("", f"**previous_kms**: {_escape_cell(key)}"))
     if rotation := report.rotation:
         lines += ["", *_format_list(_format_rotation(rotation))]
     if backup := report.backup:
-        lines += ["", *_format_list({"backup": backup.file, "data keys": backup.data_keys, "SHA-256": backup.sha256})]
+        facts = {"backup": backup.file, "data keys in it": backup.data_keys, "SHA-256": backup.sha256}
+        lines += ["", *_format_list(facts)]
     if usage := report.census:
         lines += ["", *_format_key_usage(usage)]
     lines += _format_other_keyrings(report.other_keyrings)
     lines += _format_protected(report.protected)
     if found := report.verification:
-        read = f"{found.data_keys} data keys and {found.records} records read"
+        read = f"{format_count(found.data_keys, 'data key')} and {format_count(found.records, 'record')} read"
         lines += ["", *_format_list({"verified": read, "fingerprint": found.fingerprint})]
     if report.problems:
         lines += ["", *_format_table(("what", "why"), ((each.id, each.error) for each in report.problems))]
@@ -208,12 +223,16 @@ def format_markdown(report: CommandReport, config: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _format_plan(plan: Plan) -> str:
+    return f"**{plan.type}**: {'' if plan.data_keys else 'nothing to do: '}{_escape_cell(plan.summary)}"
+
+
 def _format_rotation(rotation: RotationProgress) -> dict[str, object]:
     return {
         "rotation": rotation.rotation_id,
         "type": rotation.type,
         "state": rotation.state,
-        "done": f"{rotation.done} of {rotation.total}",
+        "done": describe_done(rotation),
         "KMS version": rotation.target_version,
         "by": rotation.caller,
         "started": f"{rotation.started_at:%Y-%m-%d %H:%M:%S} UTC",

@@ -20,7 +20,7 @@ from typing import Final
 from services.rotator.backups import may_be_wrapped_by, may_unwrap
 from services.rotator.inspection import LeasedKeyring, lease_other_keyrings
 from services.rotator.plan import refuse_unfinished
-from services.rotator.report import CommandOutcome, CommandReport, RotatorError
+from services.rotator.report import CommandOutcome, CommandReport, RotatorError, format_count
 from services.rotator.session import CommandSession
 from services.rotator.steps import PROBE_AAD
 from services.rotator.verification import find_unproven_rows
@@ -193,19 +193,20 @@ class _VersionEnd:
         for each in usage.versions:
             if (each.kek, each.kek_version) == (kek, version) and (each.data_keys or each.records):
                 raise RotatorError(
-                    f"{prefix}version {version} is needed by {each.data_keys} data keys and {each.records} records; "
+                    f"{prefix}version {version} is needed by {format_count(each.data_keys, 'data key')} and "
+                    f"{format_count(each.records, 'record')}; "
                     "nothing was changed",
                     next_command,
                 )
             if (each.kek, each.kek_version) == (kek, UNREADABLE_VERSION):
                 raise RotatorError(
-                    f"{prefix}version {version} may be needed by {each.data_keys} data keys whose version cannot be "
-                    "read; nothing was changed; re-wrap them",
+                    f"{prefix}version {version} may be needed by {format_count(each.data_keys, 'data key')} whose "
+                    "version cannot be read; nothing was changed; re-wrap them",
                     next_command,
                 )
             if each.kek == kek and each.data_keys and self.key.find_version(each.kek_version) is None:
                 raise RotatorError(
-                    f"{prefix}version {version} may be needed by {each.data_keys} data keys of version "
+                    f"{prefix}version {version} may be needed by {format_count(each.data_keys, 'data key')} of version "
                     f"{each.kek_version!r}, which the KMS key does not have; nothing was changed; re-wrap them",
                     next_command,
                 )
@@ -213,8 +214,9 @@ class _VersionEnd:
             needs = {version: "is", UNREADABLE_VERSION: "may be"}.get(each.kek_version)
             if each.kek == kek and needs:
                 raise RotatorError(
-                    f"{prefix}version {version} {needs} needed by {each.data_keys} rows that `driver.where` leaves "
-                    "out; nothing was changed. Let `where` include them, and rotate, or set their wrapped key to NULL",
+                    f"{prefix}version {version} {needs} needed by {format_count(each.data_keys, 'row')} that "
+                    "`driver.where` leaves out; nothing was changed. Let `where` include them, and rotate, or set "
+                    "their wrapped key to NULL",
                     "census",
                 )
         if usage.unknown_usage:

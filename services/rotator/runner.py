@@ -21,7 +21,15 @@ from services.rotator.plan import (
     is_unfinished,
     refuse_unfinished,
 )
-from services.rotator.report import BackupReport, BackupSummary, CommandOutcome, CommandReport, RotatorError
+from services.rotator.report import (
+    BackupReport,
+    BackupSummary,
+    CommandOutcome,
+    CommandReport,
+    RotatorError,
+    describe_done,
+    format_count,
+)
 from services.rotator.session import CommandSession
 from services.rotator.steps import RotationSteps
 from services.rotator.verification import find_own_problems, verify_with_retries
@@ -80,10 +88,7 @@ async def resume(session: CommandSession) -> CommandReport:
         latest = await session.administration.get_progress()
         if latest is None or not can_resume(latest):
             cause = f"rotation {latest.rotation_id} is {latest.state}" if latest else "there was no rotation"
-            nothing = f"nothing to do: {cause}"
-            return CommandReport(
-                command="resume", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest
-            )
+            return CommandReport(command="resume", outcome=CommandOutcome.NOTHING_TO_DO, summary=cause, rotation=latest)
         if latest.is_rolling_back:
             raise RotatorError(describe_unfinished(latest), *get_next_commands(latest))
         steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "resume")
@@ -93,7 +98,7 @@ async def resume(session: CommandSession) -> CommandReport:
         if overtaken and latest.state is RotationState.FAILED:  # what it could do is done, and a run does the rest
             return CommandReport(
                 outcome=CommandOutcome.NOTHING_TO_DO,
-                summary=f"nothing to do: rotation {latest.rotation_id} failed for version {latest.target_version} of "
+                summary=f"rotation {latest.rotation_id} failed for version {latest.target_version} of "
                 f"the KMS key, whose primary version is {version} by now; another run tries what is left",
                 next_commands=(f"run --type {latest.type}",),
                 rotation=latest,
@@ -113,9 +118,8 @@ async def rollback(session: CommandSession) -> CommandReport:
         latest = await session.administration.get_progress()
         if latest is None or (latest.state is RotationState.ROLLED_BACK and not is_unfinished(latest)):
             cause = f"rotation {latest.rotation_id} is rolled back" if latest else "there was no rotation"
-            nothing = f"nothing to do: {cause}"
             return CommandReport(
-                command="rollback", outcome=CommandOutcome.NOTHING_TO_DO, summary=nothing, rotation=latest
+                command="rollback", outcome=CommandOutcome.NOTHING_TO_DO, summary=cause, rotation=latest
             )
         steps = RotationSteps(session, lease.token, latest.type, latest.rotation_id, "rollback")
         with _add_next_commands("rollback"):
@@ -145,7 +149,7 @@ async def _build_report(
     found, problems = await steps.verify(file)
     latest = await session.administration.get_progress(rotation.rotation_id) or rotation
     failed = latest.state is not RotationState.DONE or bool(problems)
-    summary = f"rotation {latest.rotation_id}: {latest.done} of {latest.total} data keys are done"
+    summary = f"rotation {latest.rotation_id}: {describe_done(latest)} done"
     return CommandReport(
         outcome=CommandOutcome.FAILED if failed else CommandOutcome.DONE,
         summary=f"{summary}, and what is named below is not" if failed else f"{summary}; everything can be read",
@@ -198,7 +202,7 @@ async def restore_backup(session: CommandSession, name: str) -> CommandReport:
         await session.administration.reload_instances()
         found = await verify_with_retries(session, session.settings.verify_mode)
         problems = (*left_out, *find_own_problems(found, session.settings.driver))
-        what = f"{changed} data keys are as in the backup again" if changed else "all was as in the backup"
+        what = f"{format_count(changed, 'data key')} as in the backup again" if changed else "all was as in the backup"
         if left_out:  # of a page with one that is left out it is not known how many were changed
             sentence = "what can be put back is as in the backup; what is named below is not"
         else:

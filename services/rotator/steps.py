@@ -21,7 +21,7 @@ from services.rotator.backups import (
     read_whole_backup,
     write_backup,
 )
-from services.rotator.report import BackupSummary, RotatorError, StepProgress, StepResult
+from services.rotator.report import BackupSummary, RotatorError, StepProgress, StepResult, describe_done, get_unit
 from services.rotator.session import CommandSession
 from services.rotator.verification import decrypt_row, find_own_problems, find_unproven_rows, verify_with_retries
 from shared.check import Check, CheckError, format_line, run_checks
@@ -300,7 +300,8 @@ class RotationSteps:
     def _report_progress(self, step: JournalStep, done: int, total: int, later_calls: int = 0) -> None:
         calls = self._finished_calls + _CALLS_PER_DATA_KEY[step] * done
         whole = self._finished_calls + _CALLS_PER_DATA_KEY[step] * total + later_calls
-        self._session.progress.report_progress(StepProgress(step, done, total, calls, whole))
+        unit = "data key" if step is JournalStep.VERIFY else get_unit(self._type)
+        self._session.progress.report_progress(StepProgress(step, done, total, calls, whole, unit))
 
     async def reload(self) -> None:
         await self._run_step(JournalStep.RELOAD, self._administration.reload_instances(), lambda _: _Result("done"))
@@ -369,7 +370,7 @@ def _describe_backup(created: tuple[Path, BackupSummary]) -> _Result:
 def _describe_progress(progress: RotationProgress) -> _Result:
     left_out = progress.state is RotationState.FAILED
     outcome = StepOutcome.PROBLEMS if left_out else StepOutcome.SUCCEEDED
-    return _Result(f"{progress.done} of {progress.total}, {progress.state}", outcome)
+    return _Result(f"{describe_done(progress)}, {progress.state}", outcome)
 
 
 def _describe_problems(problems: Sequence[Problem]) -> _Result:

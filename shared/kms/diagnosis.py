@@ -33,12 +33,14 @@ def list_key_checks(
     `permissions` are in the provider's words. `address` is the setting of the service's address, such as "`endpoint`
     (127.0.0.1:9010)"; empty for the usual one.
     """
-    connection, unwanted = f"{key} connection", kms.profile.unwanted_permissions
+    connection, round_trip = f"{key} connection", f"{key} round trip"
+    unwanted = kms.profile.unwanted_permissions
     granted = _GrantedPermissions(kms, (*permissions, *unwanted), timeout, address)
     return [
         Check(connection, partial(_check_connection, kms, timeout, address)),
-        Check(f"{key} round trip", partial(_check_round_trip, kms, timeout, address), connection),
-        *(Check(f"{key} permission {each}", partial(granted.check, each), connection) for each in permissions),
+        Check(round_trip, partial(_check_round_trip, kms, timeout, address), connection),
+        # On a key that does not exist nothing is granted, whatever the account may do.
+        *(Check(f"{key} permission {each}", partial(granted.check, each), round_trip) for each in permissions),
         *(
             Check(f"{key} no permission {each}", partial(granted.refuse, each, harm), connection)
             for each, harm in unwanted.items()
@@ -66,7 +68,14 @@ def list_previous_key_checks(
 def _advise(kms: KmsKey, reason: Reason, cause: Cause, address: str) -> str:
     if address and reason in _NO_SERVICE:
         return f"correct {address}, start what listens there, or check proxy and network to it"
-    return kms.profile.advise(reason, cause)
+    advice = kms.profile.advise(reason, cause).removesuffix(".")
+    return advice[0].lower() + advice[1:]  # the second half of a line, not a sentence of its own
+
+
+def _build_call_error(kms: KmsKey, error: KmsError, address: str) -> CheckError:
+    advice = _advise(kms, error.reason, error.cause, address)
+    told = f"{error.label}: {error.detail.removesuffix('.')}"
+    return CheckError(told, advice, is_usable=error.reason is not Reason.KEY_NOT_FOUND)
 
 
 async def _check_connection(kms: KmsKey, timeout: float, address: str) -> str:
@@ -83,10 +92,12 @@ async def _check_round_trip(kms: KmsKey, timeout: float, address: str) -> str:
         encrypted = await kms.encrypt(plaintext, aad, timeout=timeout)
         decrypted = await kms.decrypt(encrypted.ciphertext, aad, timeout=timeout)
     except KmsError as error:
-        raise CheckError(str(error), _advise(kms, error.reason, error.cause, address)) from None
+        raise _build_call_error(kms, error, address) from None
     if decrypted.plaintext != plaintext:
         raise CheckError(
-            "decrypt gave back another plaintext than was encrypted", kms.profile.advise(Reason.PLAINTEXT_MISMATCH)
+            "decrypt gave back another plaintext than was encrypted",
+            _advise(kms, Reason.PLAINTEXT_MISMATCH, Cause.NONE, address),
+            is_usable=True,
         )
     return f"version {encrypted.version} encrypts and decrypts"
 
@@ -105,7 +116,8 @@ class _GrantedPermissions:
     async def check(self, permission: str) -> str:
         if permission not in await self._read():
             raise CheckError(
-                "the account does not have it", self._kms.profile.advise(Reason.PERMISSION_DENIED, Cause.ROLE_MISSING)
+                "the account does not have it",
+                _advise(self._kms, Reason.PERMISSION_DENIED, Cause.ROLE_MISSING, self._address),
             )
         return "granted"
 
@@ -120,7 +132,7 @@ class _GrantedPermissions:
                 if self._granted is None:
                     self._granted = await self._kms.check_permissions(self._permissions, timeout=self._timeout)
         except KmsError as error:
-            raise CheckError(str(error), _advise(self._kms, error.reason, error.cause, self._address)) from None
+            raise _build_call_error(self._kms, error, self._address) from None
         return self._granted
 
 

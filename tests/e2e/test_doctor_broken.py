@@ -620,7 +620,7 @@ BROKEN: dict[str, list[tuple[Break, str, str, str]]] = {
             deny,
             f"{TARGET} permission cloudkms.cryptoKeys.get",
             "the account does not have it",
-            "Grant the service account",
+            "grant the service account",
         ),
         (
             edit("targets.0.endpoint", "127.0.0.1:1"),
@@ -643,7 +643,7 @@ BROKEN: dict[str, list[tuple[Break, str, str, str]]] = {
         (
             answer("/healthz", 200, '{"status": "UP"}'),
             DOCUMENTS,
-            'crypto_mode: missing; it has /status = "UP"',
+            "crypto_mode: missing; expected 'env' or 'kms'; it has /status = \"UP\"",
             "set `health: {mode: null, ready: /status, values: {ready: [UP]}}`",
         ),
         (answer("/healthz", 200, "Healthy"), DOCUMENTS, "invalid JSON", "set `health: status`"),

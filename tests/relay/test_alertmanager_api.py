@@ -174,7 +174,7 @@ async def test_an_answer_takes_no_more_memory_than_a_few_times_what_is_read_of_i
 
 async def test_one_that_is_not_there_is_one_sentence() -> None:
     peer = AlertmanagerClient("http://127.0.0.1:1", None)
-    with pytest.raises(ApiError, match="no connection: Connection refused$"):
+    with pytest.raises(ApiError, match=r"no connection: Connection refused$"):
         await peer.read_state()
     await peer.close()
 

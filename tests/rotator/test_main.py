@@ -50,7 +50,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     await new_version()
     plan = await rotator("plan", "--config", config)
     assert plan.code == 0
-    assert "3 data keys (3 by version 1) are re-wrapped by version 2" in plan.out
+    assert "3 data keys (3 by version 1) to be re-wrapped by version 2" in plan.out
     assert f"keypulse-rotator run --type rewrap-kek --config {config}" in plan.out
     dry = await rotator("run", "--type", "rewrap-kek", "--dry-run", "--config", config)
     assert (dry.code, "nothing was changed" in dry.out) == (0, True)
@@ -70,7 +70,7 @@ async def test_plan_run_status_and_a_second_run(in_a_file: Rotated, new_version:
     status = json.loads((await rotator("status", "--config", config, "--json")).out)
     assert status["rotation"]["rotation_id"] == report["rotation"]["rotation_id"]
     second = await rotator("run", "--type", "rewrap-kek", "--config", config)
-    assert (second.code, "nothing to do: all 3 data keys" in second.out) == (0, True)
+    assert (second.code, ": nothing to do\n\nall 3 data keys" in second.out) == (0, True)
     for result in (plan, dry, done, second):
         assert "Traceback" not in result.err
 

@@ -64,7 +64,7 @@ async def test_every_data_key_moves_and_back_and_the_plan_says_what_still_needs_
     before, transit = await on_google.keys(), f"transit:{mounted.name}/ledger"
     assert needs(await plan(on_google)) == {transit: ()}
     planned = await plan(on_transit)
-    assert planned.plans[0].summary.startswith(f"3 data keys (3 by version 1 of {KEY}) are re-wrapped by version 1")
+    assert planned.plans[0].summary.startswith(f"3 data keys (3 by version 1 of {KEY}) to be re-wrapped by version 1")
     assert needs(planned) == {KEY: ("3 data keys and 6 records",)}
     assert f"**previous_kms**: {KEY} is needed by 3 data keys and 6 records" in format_markdown(planned, "rotator.yml")
     assert (await on_transit.do(run, REWRAP)).outcome is CommandOutcome.DONE
@@ -103,7 +103,7 @@ async def test_a_backup_of_before_the_move_restores_after_it_and_nothing_needs_t
     restored = await on_transit.do(restore_backup, file.name)
     assert (restored.outcome, restored.summary) == (
         CommandOutcome.DONE,
-        "2 data keys are as in the backup again; everything can be read",
+        "2 data keys as in the backup again; everything can be read",
     )
     assert (await wraps(on_transit), await on_transit.broken()) == ({moved}, [])
 
@@ -160,7 +160,7 @@ async def test_a_data_key_whose_kms_key_no_setting_names_is_told_in_one_sentence
     on_transit: Rotated,
 ) -> None:
     before, alone = await on_transit.keys(), dict[str, Any](previous_kms=[])
-    sentence = f"3 data keys are wrapped by {KEY}, which neither `kms` nor `previous_kms` of the service names"
+    sentence = f"3 data keys wrapped by {KEY}, which neither `kms` nor `previous_kms` of the service names"
     async with on_transit.session(**alone) as session:
         (planned,) = (await show_plans(session, (REWRAP,))).plans
         assert (planned.data_keys, [each.partition(": ")[0] for each in planned.excluded]) == (0, [sentence])

@@ -61,7 +61,7 @@ async def test_a_version_that_another_keyring_needs_is_neither_retired_nor_destr
     # As a restored database has it.
     await payments.execute("UPDATE data_keys SET kek_version = 1 WHERE status = 'active'")
     why = (await refused(rotated, destroy_version, others(payments))).message
-    assert "version 1 is needed by 1 data keys and 2 records" in why
+    assert "version 1 is needed by 1 data key and 2 records" in why
     assert await state(emulator, 1) is EmulatedState.DISABLED
 
 

@@ -71,7 +71,6 @@ def test_a_rewrap_counts_each_of_our_data_keys_that_another_version_wraps_and_na
     plan = build_plan(REWRAP, census(*versions), key=KEY, primary=primary, min_age=60)
     due = [each for each in versions if each.kek == KEY and each.kek_version != primary]
     assert plan.data_keys == sum(each.data_keys for each in due)
-    assert plan.summary.startswith("nothing to do") is (plan.data_keys == 0)
     assert len(plan.excluded) == len([each for each in versions if each.kek != KEY])
 
 
@@ -90,7 +89,6 @@ def test_a_new_data_key_is_due_unless_one_was_just_made(ago: float | None, data_
     counted = census().model_copy(update={"new_dek_at": created_at, "counted_at": NOW})
     plan = build_plan(NEW, counted, key=KEY, primary="2", min_age=60)
     assert plan.data_keys == data_keys
-    assert plan.summary.startswith("nothing to do") is (data_keys == 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 from markdown_it import MarkdownIt
 
-from services.rotator.app import LineReporter, open_progress
+from services.rotator.app import LineReporter, open_progress, print_report
 from services.rotator.report import CommandOutcome, CommandReport, Plan, StepProgress, format_markdown
 from shared.keyring.administration import (
     JournalEntry,
@@ -94,6 +95,34 @@ def test_lines_of_progress_come_now_and_then_and_at_the_end(capsys: pytest.Captu
     assert capsys.readouterr().err.splitlines() == [f"rotate: {done} of 12 data keys" for done in (1, 6, 11, 12)]
 
 
+def read_screen(master: int) -> bytes:
+    output = b""
+    with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
+        while read := screen.read(1 << 16):
+            output += read
+    return output
+
+
+def test_a_terminal_gets_the_report_without_marks_of_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    report = CommandReport(
+        command="plan",
+        outcome=CommandOutcome.DONE,
+        summary="`where` is a|b",
+        plans=(Plan(type=RotationType.REWRAP_KEK, target_version="1", data_keys=0, summary="the data key is wrapped"),),
+        next_commands=("run",),
+    )
+    with os.fdopen(slave, "w", buffering=1) as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        print_report(format_markdown(report, "r" * 200))
+    output = read_screen(master).decode()
+    assert "`where` is a|b" in output
+    assert not {"##", "**", "\\"} & set(re.findall(r"##|\*\*|\\\\", output))
+    assert "nothing to do: the data key is wrapped" in output
+    assert f"    keypulse-rotator run --config {'r' * 200}\r\n" in output
+
+
 def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
@@ -105,10 +134,7 @@ def test_a_terminal_gets_a_bar_with_counts_and_the_time_left(monkeypatch: pytest
             progress.report_progress(StepProgress("rotate", 4, 4, 12, 16))
             progress.report_step("rotate", "4 of 4 [bold]")
             progress.report_progress(StepProgress("verify", 4, 4, 16, 16))
-    output = b""
-    with os.fdopen(master, "rb", buffering=0) as screen, suppress(OSError):  # EIO, once the other side is closed
-        while read := screen.read(1 << 16):
-            output += read
+    output = read_screen(master)
     assert b"rotate: 1 of 4 data keys" in output
     assert b"verify: 4 of 4 data keys" in output
     assert b"0:00:00" in output

@@ -25,7 +25,7 @@ async def test_damaged_and_lost_data_keys_come_back(rotated: Rotated) -> None:
     after = await rotated.keys()
     assert (report.outcome, report.summary) == (
         CommandOutcome.DONE,
-        "2 data keys are as in the backup again; everything can be read",
+        "2 data keys as in the backup again; everything can be read",
     )
     assert {id_: after[id_].wrapped for id_ in before} == {id_: key.wrapped for id_, key in before.items()}
     assert [key.id in before for key in after.values() if key.status is DataKeyStatus.ACTIVE] == [False]

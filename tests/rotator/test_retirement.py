@@ -147,7 +147,7 @@ async def test_a_version_is_not_retired_while_a_data_key_without_any_record_need
     keyring = Rotated(URL.create("sqlite", database=str(tmp_path / "keyring.db")), emulator.address, tmp_path)
     await keyring.fill(1, records=0)
     await new_version()
-    assert "needed by 1 data keys and 0 records" in (await refusal(keyring, retire_version, 1)).message
+    assert "needed by 1 data key and 0 records" in (await refusal(keyring, retire_version, 1)).message
     assert await state(emulator, 1) is EmulatedState.ENABLED
 
 
@@ -265,7 +265,7 @@ async def test_while_the_version_of_a_data_key_or_of_a_backups_cannot_be_read_no
 ) -> None:
     await rewrapped.execute("UPDATE data_keys SET kek_version = '' WHERE status = 'active'")
     refused = await refusal(rewrapped, retire_version, 1)
-    assert "version 1 may be needed by 1 data keys whose version cannot be read" in refused.message
+    assert "version 1 may be needed by 1 data key whose version cannot be read" in refused.message
     assert refused.next_commands == ("run --type rewrap-kek",)
     assert await state(emulator, 1) is EmulatedState.ENABLED
     async with rewrapped.session() as session:

@@ -61,7 +61,7 @@ async def test_what_opens_is_left_alone_and_what_does_not_is_wrapped_for_the_aad
         report = await restore_backup(session, "latest")
         assert (report.outcome, report.summary) == (
             CommandOutcome.DONE,
-            "2 data keys are as in the backup again; everything can be read",
+            "2 data keys as in the backup again; everything can be read",
         )
         second = await restore_backup(session, "latest")
         assert second.summary.startswith("all was as in the backup")

@@ -209,7 +209,7 @@ async def test_a_row_that_another_kms_key_wraps_is_left_alone(in_a_file: Tenants
             [("other", True)],
         ), report.summary
         (planned,) = (await show_plans(session, (REWRAP,))).plans
-        assert planned.excluded == ("1 rows are wrapped by vault/other, another KMS key; they are left as they are",)
+        assert planned.excluded == ("1 row wrapped by vault/other, another KMS key; left as before",)
         lines = [*session.progress.lines, *(each.error for each in report.problems)]  # type: ignore[attr-defined]
     checks = {each.name: each for each in await run_doctor(in_a_file.settings(), open_checks)}
     assert checks["driver keyring"].is_ok
