@@ -25,10 +25,25 @@ Examples:
   curl -H 'Content-Type: application/json' -d '{"kind": "status", "status": "UNAVAILABLE"}' http://127.0.0.1:9011/faults
   keypulse-emulator --quota read 600 --quota hsm 3000
   curl -X DELETE http://127.0.0.1:9011/faults
+  keypulse-emulator versions create
 """
 
 
-@click.command(epilog=_EPILOG)
+class _Commands(click.Group):
+    """Imports the module of a command when it runs: the client that it takes is slow to import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's own
+        return ["versions"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name != "versions":
+            return None
+        from ops.kms_emulator.key_versions import command  # noqa: PLC0415  # see above
+
+        return command
+
+
+@click.group(cls=_Commands, invoke_without_command=True, epilog=_EPILOG)
 @click.option("--listen", default="127.0.0.1:9010", show_default=True, metavar="HOST:PORT", help="gRPC, plaintext.")
 @click.option("--faults", default="127.0.0.1:9011", show_default=True, metavar="HOST:PORT", help="Faults over HTTP.")
 @click.option(
@@ -56,7 +71,9 @@ Examples:
     "--allow-remote-insecure", is_flag=True, help="Allow addresses other than loopback: between containers, for tests."
 )
 @click.version_option(VERSION, prog_name="keypulse")
+@click.pass_context
 def main(
+    context: click.Context,
     listen: str,
     faults: str,
     keys: tuple[str, ...],
@@ -67,8 +84,10 @@ def main(
     """Emulate Cloud KMS on this machine, with faults on demand.
 
     The official client connects over plaintext gRPC. The emulator asks nobody for credentials, so it listens on
-    loopback only, unless --allow-remote-insecure is given.
+    loopback only, unless --allow-remote-insecure is given. Serves when no command is given.
     """
+    if context.invoked_subcommand is not None:
+        return
     listen_address = parse_listen_option_or_exit("--listen", listen, allow_remote_insecure=allow_remote_insecure)
     faults_address = parse_listen_option_or_exit("--faults", faults, allow_remote_insecure=allow_remote_insecure)
     logs.configure("emulator")

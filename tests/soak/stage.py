@@ -112,7 +112,7 @@ class Stage:
         """A rotation of the backend's keyring; `rewrap-kek` follows a new version of the KMS key."""
         if kind == "rewrap-kek":
             emulator = f"127.0.0.1:{self.ports.emulator}"
-            await self._type("ops.demo.kms_admin", "create", "--emulator", emulator)
+            await self._type("ops.kms_emulator", "versions", "create", "--emulator", emulator)
         config = str(self.folder / "rotator.yml")
         await self._type("services.rotator", "run", "--type", kind, "--config", config)
 

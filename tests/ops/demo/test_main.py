@@ -1,6 +1,5 @@
 """What `keypulse-demo` looks at before it says that all is well, and what it gives to the shell of a person on call."""
 
-import asyncio
 import re
 import signal
 import subprocess
@@ -9,13 +8,11 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from click.testing import CliRunner
 
 from ops.demo import __main__ as demo
-from ops.demo import configuration, kms_admin
-from ops.demo.configuration import DOCS, KEY
+from ops.demo import configuration
+from ops.demo.configuration import DOCS
 from ops.demo.processes import Ports
-from ops.kms_emulator.emulator import run_emulator
 from tests import processes
 
 NOWHERE = Ports(*range(1, 10))
@@ -71,20 +68,3 @@ def test_a_sigterm_while_it_starts_ends_it_in_order(tmp_path: Path) -> None:
         starting.send_signal(signal.SIGTERM)
         said = starting.stdout.read()
         assert (processes.end_and_read(starting), starting.returncode, said.splitlines()[-1]) == ("", 0, "stopping …")
-
-
-async def test_the_demos_key_is_changed_as_an_administrator_would() -> None:
-    async with run_emulator(keys=[KEY]) as emulator:
-
-        async def change(*arguments: str) -> str:
-            command = [*arguments, "--emulator", str(emulator.address)]
-            done = await asyncio.to_thread(CliRunner().invoke, kms_admin.main, command)
-            return done.output
-
-        assert await change("create") == "1  ENABLED\n2  ENABLED\n"
-        assert (await emulator.store.get_key(KEY)).primary == 2
-        assert await change("destroy", "1") == "1  DESTROY_SCHEDULED\n2  ENABLED\n"
-        assert await change("restore") == "1  DISABLED\n2  ENABLED\n"
-        assert await change("enable") == await change("list") == "1  ENABLED\n2  ENABLED\n"
-        assert await change("disable", "2") == "1  ENABLED\n2  DISABLED\n"
-        assert "7 not found; is the demo running" in await change("destroy", "7")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
+from ops.kms_emulator.__main__ import main
 from ops.kms_emulator.emulator import run_emulator
 from shared.kms.gcp.client import GcpKmsKey
 from shared.kms.port import KmsError
@@ -139,3 +141,20 @@ async def test_a_taken_port_is_one_sentence_and_exit_1() -> None:
             assert code == 1
             assert err.startswith("cannot listen on 127.0.0.1:")
             assert err.count("\n") == 1
+
+
+async def test_versions_of_a_key_are_changed_as_an_administrator_would() -> None:
+    async with run_emulator(keys=[KEY]) as emulator:
+
+        async def change(*arguments: str) -> str:
+            command = [*arguments, "--emulator", str(emulator.address)]
+            done = await asyncio.to_thread(CliRunner().invoke, main, ["versions", *command])
+            return done.output
+
+        assert await change("create") == "1  ENABLED\n2  ENABLED\n"
+        assert (await emulator.store.get_key(KEY)).primary == 2
+        assert await change("destroy", "1") == "1  DESTROY_SCHEDULED\n2  ENABLED\n"
+        assert await change("restore") == "1  DISABLED\n2  ENABLED\n"
+        assert await change("enable") == await change("list") == "1  ENABLED\n2  ENABLED\n"
+        assert await change("disable", "2") == "1  ENABLED\n2  DISABLED\n"
+        assert "7 not found; does the emulator run" in await change("destroy", "7")
