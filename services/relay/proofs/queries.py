@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Text, and_, bindparam, case, func, literal_co
 
 from services.relay.outbox.proofs import (
     CHANNEL_PROOFS,
+    FAILING,
     INTERVALS,
     NEVER_PROVEN,
     PATH_PROOFS,
@@ -53,7 +54,7 @@ class Standing:
     channel: str
     times: ChannelTimes
     last: ChannelProofRow | None
-    """The newest proof that has ended, or has failed so far; None where there is none of late."""
+    """The newest proof that has ended, has failed so far, or has no turn; None where there is none of late."""
 
     @property
     def level(self) -> str | None:
@@ -70,7 +71,7 @@ class Standing:
         """Where its last proof was lost, or is failing now; None if it is not."""
         if self.last is None or self.last.hop or self.last.level or not self.last.error:
             return self.last and self.last.hop
-        return Hop.CHANNEL  # as `record_losses` counts it: an attempt was made
+        return Hop.CHANNEL  # as `record_losses` counts it
 
     @property
     def error(self) -> str | None:
@@ -90,7 +91,14 @@ class Standing:
 _proof = channel_proofs.c
 _newest = (
     select(_proof.channel, func.max(_proof.interval_at).label("interval_at"))
-    .where(_proof.interval_at >= bindparam("since"), or_(_proof.ended_at.is_not(None), _proof.error.is_not(None)))
+    .where(
+        _proof.interval_at >= bindparam("since"),
+        or_(
+            _proof.ended_at.is_not(None),
+            _proof.error.is_not(None),
+            _proof.channel.in_(bindparam("failing", expanding=True)),
+        ),
+    )
     .group_by(_proof.channel)
     .subquery()
 )
@@ -105,7 +113,11 @@ _LAST: Final = RowQuery(
 def read_standings(connection: Connection, names: Iterable[str], now: float, every: float) -> list[Standing]:
     """How each of these channels is, in their order; for `Store.read`."""
     since = now - max(_DAY, (INTERVALS + 1) * every)
-    times, last = read_times(connection), {row.channel: row for row in _LAST.fetch_all(connection, {"since": since})}
+    times, failing = read_times(connection), dict(FAILING.fetch_all(connection))
+    last = {row.channel: row for row in _LAST.fetch_all(connection, {"since": since, "failing": [*failing]})}
+    for name in failing.keys() & last.keys():
+        if last[name].ended_at is None:
+            last[name] = last[name]._replace(error=last[name].error or failing[name] or "its circuit breaker is open")
     return [Standing(name, times.get(name, NEVER_PROVEN), last.get(name)) for name in names]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from services.relay.outbox.proofs import Hop
 from services.relay.outbox.store import Transaction, open_store
-from services.relay.outbox.tables import path_proofs
+from services.relay.outbox.tables import channel_proofs, channels, path_proofs
 from services.relay.proofs import queries
 from shared.http.json_api import format_json_time
 from shared.sql.database_url import create_sqlite_url
@@ -87,7 +87,7 @@ async def test_the_proofs_of_an_interval_are_on_one_page_and_no_page_leaves_one_
     "query", [queries._LAST, queries._INTERVALS, queries._CHANNELS_OF, queries._PATHS_OF, queries._ENDED]
 )
 async def test_what_is_read_of_a_time_is_found_by_it(tmp_path: Path, query: RowQuery[Any]) -> None:
-    values = {**dict.fromkeys(("since", "before", "oldest", "newest"), NOW), "most": 1}
+    values = {**dict.fromkeys(("since", "before", "oldest", "newest"), NOW), "most": 1, "failing": ["slack"]}
     given = {name: values[name] for name in query.statement.compile().params if name in values}
     async with open_store(create_sqlite_url(tmp_path / "relay.db"), lambda: NOW) as store:
         found = await store.read(partial(plan, query, given))
@@ -131,6 +131,24 @@ async def test_without_proofs_the_page_says_what_to_set_and_nothing_else_speaks_
         assert (await get(client, "/api/proofs"))[1] == {"channels": [], "proofs": [], "next_cursor": None}
         assert (await get(client, "/api/report"))[1]["paths"] is None
         assert "Proof " not in (await read_page(client, "/")).partition("Audit")[2]
+
+
+async def test_a_proof_that_has_no_turn_behind_a_circuit_breaker_is_at_its_channel(tmp_path: Path) -> None:
+    def revoke(transaction: Transaction) -> None:
+        serve_since(transaction, ["slack"], NOW - 90000.0)
+        down = {"is_down": 1, "paused_until": NOW + 86400.0, "failed_detail": "HTTP 401"}
+        transaction.connection.execute(update(channels).values(**down))
+        waiting = {"channel": "slack", "interval_at": LAST, "attempts": 0, "due_at": LAST}
+        transaction.connection.execute(insert(channel_proofs).values(**waiting))
+
+    configured = settings(tmp_path, {"slack": Scripted()})
+    async with open_store(configured.database, lambda: NOW) as store:
+        await seed_proofs(store, ["slack"], 86400.0, lambda _name, at: "read_back" if at < LOST else None)
+        await store.run(revoke)
+    async with served(configured, clock=lambda: NOW) as client:
+        ((channel,), page) = (await get(client, "/api/proofs"))[1]["channels"], await read_page(client)
+    assert (channel["ok"], channel["hop"], channel["error"]) == (False, "channel", "HTTP 401")
+    assert "lost at channel: HTTP 401" in page
 
 
 async def test_each_channel_has_its_level_its_age_and_where_its_last_proof_was_lost(tmp_path: Path) -> None:
