@@ -376,6 +376,8 @@ class Destination:
     """As Alertmanager opens it."""
     direct: str | None = None
     """The receiver for the relay's own alerts, which is in the file already; None takes the root route's."""
+    takes_all: bool = False
+    """Whether the relay gets every alert but keypulse's own, in place of keypulse's own."""
 
 
 class _Receiver(BaseModel):
@@ -403,11 +405,12 @@ def merge(text: str, destination: Destination) -> str:
     file = _check_shape(document)
     direct = destination.direct or file.route.receiver
     fragment = _build_fragment(destination, direct)
-    ours: Entry = _load(fragment)
+    ours: Entry = {"inhibit_rules": [], **_load(fragment)}
     found = _find_routes(
         document["route"].get("routes") or [], ours["route"]["routes"], None if destination.direct else direct
     )
-    if any(find_named(route, [_HEARTBEAT], label) for route in file.route.routes for label in _HEARTBEAT):
+    named = (find_named(route, [_HEARTBEAT], label) for route in file.route.routes for label in _HEARTBEAT)
+    if not destination.takes_all and any(named):
         fragment = fragment.replace(*_GOES_ON)
         ours = _load(fragment)
     receivers = [receiver for receiver in ours["receivers"] if receiver["name"] != _DIRECT]
@@ -418,6 +421,8 @@ def merge(text: str, destination: Destination) -> str:
         found,
         _read_alerts(),
     )
+    if destination.takes_all:  # all of its routes go on, so they take nothing from others
+        plan = RoutePlan(plan.missing, min(found.values(), default=0), [])
     collisions = [*_compare_receivers(document["receivers"], receivers), *plan.collisions]
     if any(ours["route"]["routes"][number]["receiver"] == direct for number in plan.missing):
         collisions += _check_direct(document["receivers"], receivers, direct)
@@ -459,7 +464,8 @@ def _check_shape(document: Entry) -> _File:
 
 
 def _build_fragment(destination: Destination, direct: str) -> str:
-    text = (_OPS / "alertmanager/fragment.yml").read_text(encoding="utf-8")
+    name = "all.yml" if destination.takes_all else "fragment.yml"
+    text = (_OPS / "alertmanager" / name).read_text(encoding="utf-8")
     values = {_URL: destination.url, _TOKEN_FILE: destination.token_file, f"receiver: {_DIRECT}": direct}
     for placeholder, value in values.items():
         key, colon, _ = placeholder.rpartition(": ")
@@ -578,9 +584,17 @@ def _insert(text: str, fragment: str, missing: Mapping[tuple[str, ...], Sequence
 _EXAMPLES: Final = """\b
 Examples:
   keypulse-relay --config relay.yml alertmanager --merge /etc/alertmanager/alertmanager.yml > merged.yml
+  keypulse-relay --config relay.yml alertmanager --merge alertmanager.yml --all > merged.yml
   keypulse-relay alertmanager --merge alertmanager.yml --url http://relay:9912/alerts --token-file /run/secrets/relay_token
   kubectl get secret NAME -o jsonpath='{.data.alertmanager\\.yaml}' | base64 -d |
     keypulse-relay --config relay.yml alertmanager --merge - --direct on-call"""  # noqa: E501
+
+
+_OWN_TAKEN: Final = "keypulse's alerts go to the relay, all others where they went; --all sends those to the relay, too"
+_ALL_TAKEN: Final = (
+    "every alert but keypulse's own goes to the relay, and on to your routes; one that none of them takes goes to the "
+    "relay alone"
+)
 
 
 @click.command("alertmanager", short_help="Merge keypulse's routing into an Alertmanager file.", epilog=_EXAMPLES)
@@ -592,9 +606,17 @@ Examples:
 )
 @click.option("--token-file", help="The relay's token as Alertmanager opens it; auth.bearer_token_file by default.")
 @click.option("--direct", help="The receiver in FILE for the relay's own alerts; the root route's by default.")
+@click.option(
+    "--all", "takes_all", is_flag=True, help="Send every alert but keypulse's own to the relay, without routes of KMS."
+)
 @add_config_option
-def command(config: Path | None, file: str, url: str | None, token_file: str | None, direct: str | None) -> None:
+def command(
+    config: Path | None, file: str, url: str | None, token_file: str | None, direct: str | None, *, takes_all: bool
+) -> None:
     """Print FILE with keypulse's routes, receivers and inhibitions in it. FILE itself does not change.
+
+    They lead keypulse's alerts to the relay; all others go where they went. With --all it is the other way round: each
+    other alert goes to the relay, and on to the routes of FILE; one that none of them takes goes to the relay alone.
 
     Where something collides, print nothing but what does, and exit with 1.
     """
@@ -602,7 +624,7 @@ def command(config: Path | None, file: str, url: str | None, token_file: str | N
         settings = load_settings_or_exit(RelaySettings, config)
         url = url or parse_option_or_exit("--url", _build_url, settings.listen)
         token_file = token_file or str(settings.auth.bearer_token_file)
-    destination = Destination(url, token_file, direct)
+    destination = Destination(url, token_file, direct, takes_all)
     try:
         merged = parse_option_or_exit("--merge", partial(_merge_file, destination), file)
     except CollisionError as error:
@@ -610,6 +632,7 @@ def command(config: Path | None, file: str, url: str | None, token_file: str | N
             click.echo(f"{file}: {line}", err=True)
         sys.exit(1)
     click.echo(merged.encode(), nl=False)
+    click.echo(_ALL_TAKEN if takes_all else _OWN_TAKEN, err=True)
 
 
 def _build_url(listen: Address) -> str:

@@ -1,5 +1,6 @@
 """`keypulse-relay alertmanager --merge FILE`: what is printed, and what is said instead."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def existing(tmp_path: Path) -> Path:
 
 def test_address_and_token_file_come_from_the_configuration(typed: Typed, existing: Path, tmp_path: Path) -> None:
     result = typed("alertmanager", "--merge", str(existing))
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "keypulse's alerts go to the relay, all others where they went; --all sends those to the relay, too\n"
+    )
     (webhook,) = yaml.safe_load(result.stdout)["receivers"][1]["webhook_configs"]
     assert webhook["url"] == "http://127.0.0.1:9912/alerts"
     assert webhook["http_config"]["authorization"]["credentials_file"] == str(tmp_path / "missing")
@@ -48,6 +52,33 @@ def test_its_output_merged_again_is_the_same_to_the_byte(typed: Typed, existing:
     assert merged.startswith(b"# ours\r\nroute: {receiver: ops, ")
     assert merged.count(b"\n") == merged.count(b"\r\n")
     assert typed("alertmanager", "--merge", "-", stdin=merged).stdout_bytes == merged
+
+
+@pytest.mark.parametrize("has_keypulses", [False, True])
+def test_with_all_each_alert_goes_to_the_relay_and_on_to_its_route(
+    typed: Typed, tmp_path: Path, *, has_keypulses: bool
+) -> None:
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(
+        "route:\n  receiver: ops\n  routes:\n  - {receiver: payments, matchers: ['team=payments']}\n"
+        "receivers: [{name: ops, slack_configs: [{api_url: 'http://x', channel: '#x'}]}, {name: payments}]\n"
+    )
+    if has_keypulses:
+        file.write_bytes(typed("alertmanager", "--merge", str(file)).stdout_bytes)
+    result = typed("alertmanager", "--merge", str(file), "--all")
+    assert result.exit_code == 0
+    assert "one that none of them takes goes to the relay alone" in result.stderr
+    file.write_bytes(result.stdout_bytes)
+    assert typed("alertmanager", "--merge", str(file), "--all").stdout_bytes == result.stdout_bytes
+    alerts = ("DiskFull", "DiskFull team=payments", "Watchdog", "RelayDown")
+    test = ["amtool", "config", "routes", "test", f"--config.file={file}"]
+    assert [
+        subprocess.run(
+            [*test, *f"alertname={labels}".split()], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for labels in alerts
+    ] == ["relay", "relay,payments", "relay,watchdog" if has_keypulses else "relay", "ops"]
+    assert ("kms" in result.stdout) == has_keypulses
 
 
 def test_the_options_win_over_the_configuration(typed: Typed, existing: Path) -> None:
