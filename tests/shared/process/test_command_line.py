@@ -27,6 +27,12 @@ from tests.shared.certificates import web_yml
 PIPE_BYTES = 65536 - 4096
 """Linux gives a pipe 64 KiB (pipe(7)); a write that finds less than a page free waits."""
 
+SHORT_DRAIN, SHORT_STOP = 1.0, 7.0
+"""Of the servers that hang: half of the product's seconds, and in the same order."""
+SHORTER = f"""
+import shared.http.server, shared.process.server
+shared.http.server.DRAIN_SECONDS, shared.process.server.STOP_SECONDS = {SHORT_DRAIN}, {SHORT_STOP}
+"""
 SERVER = """
 import asyncio, logging, sys, threading, time, warnings
 from pathlib import Path
@@ -274,7 +280,7 @@ STOPS: dict[str, Stop] = {
 def endings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Ending]]:
     """Of a server for each of `STOPS`; they end side by side, since most take a bound of the product to end."""
     file = tmp_path_factory.mktemp("stops") / "server.py"
-    file.write_text(SERVER)
+    file.write_text(SHORTER + SERVER)
     command = forked(str(file))
 
     def run(stop: Stop) -> Ending:
@@ -288,20 +294,21 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Ending
 @pytest.mark.parametrize(
     ("what", "code", "seconds"),
     # A coroutine can be cancelled; a thread cannot, nor can the loop itself, and then the process leaves without them.
-    [("a coroutine hangs", 0, DRAIN_SECONDS), ("a thread hangs", 1, STOP_SECONDS), ("the loop hangs", 1, STOP_SECONDS)],
+    [("a coroutine hangs", 0, SHORT_DRAIN), ("a thread hangs", 1, SHORT_STOP), ("the loop hangs", 1, SHORT_STOP)],
 )
 def test_whatever_hangs_the_process_is_gone_within_its_bound(
     what: str, code: int, seconds: float, endings: dict[str, Future[Ending]]
 ) -> None:
     ending = endings[what].result()
     assert ending.code == code
-    assert ending.seconds < min(seconds + 3, 15)
+    assert ending.seconds < seconds + 3
+    assert DRAIN_SECONDS + 3 < STOP_SECONDS < 15  # what a service has is in the same order
 
 
 def test_a_process_whose_log_nobody_reads_is_gone_within_the_bound_too(endings: dict[str, Future[Ending]]) -> None:
     ending = endings["nobody reads its log"].result()
     assert ending.code == -signal.SIGALRM
-    assert ending.seconds < 15
+    assert ending.seconds < SHORT_STOP + 3
 
 
 def test_a_second_signal_does_not_cut_the_stop_short(endings: dict[str, Future[Ending]]) -> None:
