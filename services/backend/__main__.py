@@ -4,6 +4,7 @@ import gc
 
 gc.disable()  # to look for garbage among what is imported is a third of the start
 
+from pathlib import Path
 from typing import Unpack
 
 import click
@@ -14,6 +15,7 @@ from services.backend.config import BackendSettings
 from services.backend.doctor import open_checks
 from shared.process.command_line import ServerOptions, add_server_options, run_server
 from shared.process.doctor import create_doctor_command
+from shared.process.first_configuration import create_init_command
 
 gc.freeze()
 gc.enable()
@@ -45,6 +47,8 @@ def main(context: click.Context, **options: Unpack[ServerOptions]) -> None:
 main.add_command(admin_command.admin)
 admin_command.admin.add_command(admin_command.abandon)
 main.add_command(create_doctor_command(BackendSettings, open_checks, "keypulse-backend"))
+_FIRST = Path(__file__).with_name("first_configuration.yml")
+main.add_command(create_init_command(BackendSettings, _FIRST, "keypulse-backend"))
 
 
 if __name__ == "__main__":

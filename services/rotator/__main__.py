@@ -28,6 +28,7 @@ from shared.check import format_line
 from shared.keyring.administration import AdministrationError, RotationType
 from shared.process.command_line import load_settings_or_exit
 from shared.process.doctor import create_doctor_command
+from shared.process.first_configuration import create_init_command
 from shared.smoke.report import build_document
 
 gc.freeze()
@@ -232,6 +233,8 @@ def conformance_(config: Path, *, as_json: bool) -> None:
 
 
 main.add_command(create_doctor_command(RotatorSettings, open_checks, "keypulse-rotator"))
+_FIRST = Path(__file__).with_name("first_configuration.yml")
+main.add_command(create_init_command(RotatorSettings, _FIRST, "keypulse-rotator"))
 
 
 if __name__ == "__main__":
