@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.browser.accessibility import find_overflow, find_violations
-from tests.browser.console.incident_scene import LABELS, TITLE, Night, open_night
+from tests.browser.console.incident_scene import LABELS, TITLE, Night, find_path, open_night, open_past_night
 from tests.browser.console.served_console import check_reloads, open_page, record_reloads
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # with the browser
@@ -159,3 +159,15 @@ async def test_times_stay_in_the_viewers_zone_while_parts_are_loaded_again(chrom
         assert await page.evaluate("[...window.zones]") == ["local", "Asia/Calcutta"]
         await page.goto(f"{night.console.url}/incidents")
         await expect(page.locator("time[data-for]").first).to_have_attribute("title", re.compile(r"GMT\+5:30$"))
+
+
+async def test_both_tables_of_hops_are_whole_on_a_desk(chromium: Browser, tmp_path: Path) -> None:
+    async with open_past_night(tmp_path) as console, open_page(chromium, f"{console.url}{find_path()}") as page:
+        tables = page.locator(".hop-tables > .scroll")
+        await expect(tables).to_have_count(2)
+        await expect(tables.first).to_contain_text("1 min 15.0 s")  # of the widest
+        for width in (1920, 1280):
+            await page.set_viewport_size({"width": width, "height": 800})
+            assert not await tables.evaluate_all(
+                "(all) => all.filter((each) => each.scrollWidth > each.clientWidth).length"
+            )
