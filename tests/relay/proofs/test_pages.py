@@ -136,7 +136,8 @@ async def test_without_proofs_the_page_says_what_to_set_and_nothing_else_speaks_
 async def test_a_proof_that_has_no_turn_behind_a_circuit_breaker_is_at_its_channel(tmp_path: Path) -> None:
     def revoke(transaction: Transaction) -> None:
         serve_since(transaction, ["slack"], NOW - 90000.0)
-        down = {"is_down": 1, "paused_until": NOW + 86400.0, "failed_detail": "HTTP 401"}
+        # The start of a relay ends every pause but one that the provider asked for.
+        down = {"is_down": 1, "retry_after_until": NOW + 86400.0, "failed_detail": "HTTP 401"}
         transaction.connection.execute(update(channels).values(**down))
         waiting = {"channel": "slack", "interval_at": LAST, "attempts": 0, "due_at": LAST}
         transaction.connection.execute(insert(channel_proofs).values(**waiting))
