@@ -8,8 +8,8 @@ it there (see `context`).
 Each event stores the steps of its route in the incident's row, so that any replica can take them, whatever its own
 configuration says. A step is due so many seconds after the first delivery of the episode, on whatever channel, or after
 an acknowledgement was withdrawn. One transaction takes all steps that are due: it adds a delivery of the latest event
-on each new channel, where the incident is open from then on, and leaves only the later steps in the row. Before
-anything was delivered, no step is due: then fallback channels stand in (see `fallback`).
+on each new channel, where the incident is open from then on, and leaves only the later steps in the row. What no
+channel of its route has taken for two minutes makes the next step due at once (see `fallback`).
 """
 
 import json
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select, update
 
 from services.relay.incidents.queries import UnknownIncidentError
 from services.relay.metrics import Metrics
@@ -25,6 +25,7 @@ from services.relay.model import decode_steps, encode_steps
 from services.relay.outbox import database as dialect
 from services.relay.outbox.audit import insert_entry
 from services.relay.outbox.edits import request_edits
+from services.relay.outbox.fallback import IS_UNTAKEN, UNTAKEN_AFTER
 from services.relay.outbox.merge import NewDelivery, enqueue_deliveries, lock_incidents
 from services.relay.outbox.recovery import COMPARE_DELAY
 from services.relay.outbox.served_channels import read_served_channels
@@ -82,10 +83,16 @@ _first_delivered_at = (
 )
 _starts_at = func.coalesce(_of.escalation_starts_at, _first_delivered_at)
 _starts_too_late = _starts_at > bindparam("now") + _MAX_AHEAD
+_is_untaken = and_(
+    func.coalesce(_of.escalated_at, 0.0) <= bindparam("untaken_since"),  # a step has as long as the route
+    exists()
+    .where(_delivery.incident_id == _of.id, _delivery.episode == _of.episode, IS_UNTAKEN)
+    .correlate_except(deliveries),
+)
 _DUE: Final = select_rows(_EscalatingRow, _of).where(
     _of.escalation_after.is_not(None),  # as the index `incidents_escalating` has it; null once it is resolved
     _of.acknowledged_at.is_(None),
-    or_(_starts_at <= bindparam("now") - _of.escalation_after, _starts_too_late),
+    or_(_starts_at <= bindparam("now") - _of.escalation_after, _starts_too_late, _is_untaken),
 )
 _FIND_DUE: Final = _DUE.order_by(_of.id).limit(_STEP_SIZE)
 _READ_DUE: Final = _DUE.where(_of.id.in_(bindparam("incidents", expanding=True))).order_by(_of.id)
@@ -124,7 +131,8 @@ async def escalate_due(store: Store, configured_channels: Collection[str]) -> li
 
 
 def _find_due(connection: Connection, store: Store) -> list[str]:
-    rows = _FIND_DUE.fetch_all(connection, {"now": dialect.read_clock(connection, store.clock)})
+    now = dialect.read_clock(connection, store.clock)
+    rows = _FIND_DUE.fetch_all(connection, {"now": now, "untaken_since": now - UNTAKEN_AFTER})
     return [row.id for row in rows]
 
 
@@ -133,18 +141,23 @@ def _escalate(transaction: Transaction, found: Sequence[str], configured_channel
     connection = transaction.connection
     lock_incidents(transaction, found)
     served = read_served_channels(connection, transaction.now).union(configured_channels)
-    rows = _READ_DUE.fetch_all(connection, {"incidents": list(found), "now": transaction.now})
+    now = transaction.now
+    values = {"incidents": list(found), "now": now, "untaken_since": now - UNTAKEN_AFTER}
+    rows = _READ_DUE.fetch_all(connection, values)
     return [_escalate_incident(transaction, row, served) for row in rows]
 
 
 def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Collection[str]) -> Escalation:
     connection, now = transaction.connection, transaction.now
-    starts_at = _STARTS_AT.fetch_one(connection, {"incident": row.id})
-    if starts_at > now + _MAX_AHEAD:  # the clock was set back since
+    starts_at = _STARTS_AT.fetch_first(connection, {"incident": row.id})
+    if starts_at is not None and starts_at > now + _MAX_AHEAD:  # the clock was set back since
         connection.execute(_START_NOW, {"incident": row.id, "at": now})
         return Escalation(row.id, (), ())
     steps = decode_steps(row.escalation)
-    count = max(1, sum(starts_at + step.after <= now for step in steps))  # the first one is due, as was read
+    count = 0 if starts_at is None else sum(starts_at <= now - step.after for step in steps)
+    why = f"nobody acknowledged it within {_format_wait(steps[count - 1].after)}"
+    if not count:
+        count, why = 1, f"no channel of its route has taken it for {_format_wait(UNTAKEN_AFTER)}"
     due, later = steps[:count], steps[count:]
     named = dict.fromkeys(channel for step in due for channel in step.channels)
     is_open = set(_OPEN_CHANNELS.fetch_all(connection, {"incident": row.id, "episode": row.episode}))
@@ -152,7 +165,7 @@ def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Co
     edited: frozenset[str] = frozenset()
     superseded: list[str] = []
     if channels:
-        remark = f"Escalated: nobody acknowledged it within {_format_wait(due[-1].after)}."
+        remark = f"Escalated: {why}."
         seq = row.latest_event_seq
         new = [NewDelivery(seq, seq, row.id, row.episode, channel, remark) for channel in channels]
         superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]

@@ -21,7 +21,13 @@ from services.relay.channels.port import SendReason
 from services.relay.outbox.breaker import FAILURE_THRESHOLD, read_down_channels
 from services.relay.outbox.database import build_insert, find_last_used_file, read_last_used, write_last_used
 from services.relay.outbox.dead_letters import requeue_too_early
-from services.relay.outbox.fallback import FALLBACK_STEP, IS_NOT_COMPARING, enqueue_fallback, fall_back
+from services.relay.outbox.fallback import (
+    FALLBACK_STEP,
+    IS_NOT_COMPARING,
+    enqueue_fallback,
+    fall_back,
+    fall_back_untaken,
+)
 from services.relay.outbox.merge import DeliveryChanges, RetryState, lock_incidents, merge_into_successor
 from services.relay.outbox.store import Store, Transaction
 from services.relay.outbox.tables import (
@@ -257,6 +263,7 @@ async def sweep(
     for name in await store.read(read_down_channels):  # its worker does so, too, but a channel may have none
         fallbacks = [other for other in fallback_channels if other != name]
         changes = changes.add(await fall_back(store, name, fallbacks))
+    changes = changes.add(await fall_back_untaken(store, fallback_channels))
     await store.run(partial(_clamp_waits, longest_wait=longest_wait, longest_request=max(longest_wait, give_up_after)))
     changes = changes.add(await requeue_too_early(store, give_up_after))
     while found := await store.read_at(

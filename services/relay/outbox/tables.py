@@ -153,6 +153,7 @@ deliveries = Table(
     Column("maybe_delivered_up_to", BigInteger),
     Column("digest_id", Text),  # the digest that delivers it; see `digests`
     Column("named_in", Text),  # the digest that named it while it waited for its own message
+    Column("is_fallback", Integer, nullable=False, server_default="0"),  # 1: its channel stands in for another one
     sqlite_autoincrement=True,
 )
 
