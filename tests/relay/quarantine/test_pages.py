@@ -48,7 +48,10 @@ async def test_a_refused_webhook_is_replayed_by_api_once_it_is_repaired_and_conf
         _, listed = await call(client, "GET", "/api/quarantine")
         (entry,) = listed["quarantine"]
         replay = f"/api/quarantine/{entry['id']}/replay"
-        assert await call(client, "POST", replay) == (400, {"error": "version: expected '4'"})
+        assert await call(client, "POST", replay) == (
+            400,
+            {"error": "version: expected '4', as Alertmanager's webhooks have it"},
+        )
         code, answer = await call(client, "POST", replay, data=webhook_of())
         preview = answer["preview"]
         assert (code, preview["channels"], preview["incident_status"], preview["source"]) == (
