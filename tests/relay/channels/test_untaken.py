@@ -114,7 +114,7 @@ async def test_an_outage_is_told_once_to_the_fallback_and_the_next_step(
 
 
 @pytest.mark.xfail(
-    reason="open: it times out since a start ends a breaker's pause; see which of six messages is not told",
+    reason="open: the wait for both counts times out in some runs, although a run that waits for 8 s has them right",
     strict=False,
 )
 async def test_later_messages_are_told_as_well_once_the_breaker_is_open(tmp_path: Path, answering: Answering) -> None:
