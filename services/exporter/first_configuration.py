@@ -22,7 +22,7 @@ from services.exporter.backends.settings import Backend
 from services.exporter.config import ExporterSettings
 from shared.config.settings import check_http_url
 from shared.kms.registry import DEFAULT_PROVIDER, get_profile
-from shared.process.command_line import ParsedOption, print_configuration_or_exit
+from shared.process.command_line import ParsedOption, print_configuration_or_exit, render_configuration
 
 _EXAMPLES: Final = """\b
 Examples:
@@ -76,8 +76,7 @@ def command(
     for each in services:
         if each.problem:
             click.echo(f"{each.problem}; the documents of the reference backend are assumed", err=True)
-    print_configuration_or_exit(
-        ExporterSettings,
+    text = render_configuration(
         Path(__file__).with_name("first_configuration.yml.j2"),
         service=service,
         keys=targets,
@@ -86,6 +85,7 @@ def command(
         grants=get_profile(provider).list_grants(),
         backends=services,
     )
+    print_configuration_or_exit(ExporterSettings, text)
 
 
 async def _ask_services(urls: Sequence[str]) -> list[_Service]:

@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from services.relay.config import RelaySettings
-from shared.process.command_line import print_configuration_or_exit
+from shared.process.command_line import print_configuration_or_exit, render_configuration
 
 _INIT_EXAMPLES: Final = """\b
 Examples:
@@ -37,8 +37,7 @@ def init_command(
 ) -> None:
     """Print a first configuration, with comments and a channel for each option."""
     chosen = {"slack": slack, "email": email, "pagerduty": pagerduty, "webhook": webhook}
-    print_configuration_or_exit(
-        RelaySettings,
+    text = render_configuration(
         Path(__file__).with_name("first_configuration.yml.j2"),
         channels=[name for name, given in chosen.items() if given] or ["log"],
         slack=slack,
@@ -48,3 +47,4 @@ def init_command(
         alertmanagers=alertmanager,
         prometheus=prometheus,
     )
+    print_configuration_or_exit(RelaySettings, text)

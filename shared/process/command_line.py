@@ -15,7 +15,7 @@ from typing import Any, Final, TypedDict, TypeVar, get_args
 
 import click
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from shared import VERSION
 from shared.config.errors import ConfigurationError, format_errors
@@ -148,17 +148,18 @@ def load_settings_or_exit(model: type[C], config: Path | None) -> C:
     return exit_on_configuration_error(lambda: load_settings(model, config))
 
 
-def print_configuration_or_exit(model: type[C], template: Path, **values: object) -> None:
-    """Print a first configuration, built from options; where these are wrong, a line for each error, exit 2.
-
-    `quote` in a template puts a text into YAML's double quotes, which JSON's are, too.
-    """
+def render_configuration(template: Path, **values: object) -> str:
+    """A first configuration, built from options; `quote` in its template puts a text into YAML's double quotes."""
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  # the other commands do without it
 
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(autoescape=False, undefined=StrictUndefined, **options)  # noqa: S701  # it is no HTML
-    environment.filters["quote"] = partial(json.dumps, ensure_ascii=False)
-    text = environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    environment.filters["quote"] = partial(json.dumps, ensure_ascii=False)  # JSON's are YAML's, too
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+
+
+def print_configuration_or_exit(model: type[BaseModel], text: str) -> None:
+    """Print a first configuration, built from options; where these are wrong, a line for each error, exit 2."""
     try:
         model(**yaml.safe_load(text))
     except ValidationError as error:

@@ -1,17 +1,14 @@
 """The command `init` of a service with one KMS key: options and a template in, a valid configuration out."""
 
 import json
-import sys
 from pathlib import Path
 from string import Template
 
 import click
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from shared.config.errors import format_errors
 from shared.config.settings import check_http_url
-from shared.process.command_line import ParsedOption
+from shared.process.command_line import ParsedOption, print_configuration_or_exit
 
 
 def create_init_command(model: type[BaseModel], template: Path, program: str) -> click.Command:
@@ -40,11 +37,6 @@ Examples:
             auth = {"token_file": "bao_token"}
             kms = {"provider": "transit", "address": transit, "mount": mount or "transit", "key": name, "auth": auth}
         text = Template(template.read_text(encoding="utf-8")).substitute(kms=json.dumps(kms))  # JSON is YAML, too
-        try:
-            model(**yaml.safe_load(text))
-        except ValidationError as error:
-            click.echo("\n".join(format_errors(model, "", Path("options"), error)), err=True)
-            sys.exit(2)
-        click.echo(text, nl=False)
+        print_configuration_or_exit(model, text)
 
     return command

@@ -4,7 +4,8 @@ It is told before the next write; nothing is encrypted any more that a restart c
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import httpx2
 import pytest
@@ -68,6 +69,9 @@ class ServedKeyring:
         is_broken = f'kms_data_key_row_broken{{data_key="{data_key_id}"}} 1.0' in lines
         return health["crypto_ready"], data_key_id in str(health.get("problems")), ready, is_broken
 
+    async def is_broken(self, data_key_id: str) -> bool:
+        return await self.read_state(data_key_id) == BROKEN
+
 
 async def read_records(client: httpx2.AsyncClient, record_ids: list[str]) -> dict[str, bytes]:
     return {name: (await client.get(f"/v1/records/{name}")).content for name in record_ids}
@@ -108,11 +112,7 @@ async def test_a_changed_row_is_told_before_the_next_write(
             changed = await change(keyring, versions)
             data_key_id, good = await keyring.read_row()
             await keyring.write_wrap(data_key_id, changed)
-
-            async def is_told() -> bool:
-                return await keyring.read_state(data_key_id) == BROKEN
-
-            await until(is_told)
+            await until(lambda: keyring.is_broken(data_key_id))
             await keyring.put("after")
             assert await read_records(client, ["before"]) == {"before": keyring.acknowledged["before"]}
             assert await keyring.read_state(data_key_id) == BROKEN
@@ -167,52 +167,51 @@ async def test_a_correct_re_wrap_does_not_interrupt_writes(
         assert await keyring.read_state(data_key_id) == GOOD
 
 
+Outage = Callable[[httpx2.AsyncClient], AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def without_kms(emulator: Emulator, until: Until) -> Outage:
+    """KMS refuses all, and the backend has noticed."""
+
+    @asynccontextmanager
+    async def interrupt(client: httpx2.AsyncClient) -> AsyncIterator[None]:
+        async def is_noticed() -> bool:
+            return bool((await client.get("/healthz")).json()["crypto_mode"] == "env")
+
+        emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
+        await until(is_noticed)
+        yield
+        emulator.faults.clear()
+
+    return interrupt
+
+
 async def test_a_row_that_changes_in_an_outage_is_opened_when_kms_is_back(
     configured: Callable[..., BackendSettings],
     empty_database: URL,
     versions: Versions,
-    emulator: Emulator,
+    without_kms: Outage,
     until: Until,
 ) -> None:
     async with serve_backend(configured()) as client:
         keyring = ServedKeyring(client, empty_database)
         data_key_id, _ = await keyring.read_row()
         changed = await damage(keyring, versions)
-        emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
-
-        async def is_without_kms() -> bool:
-            mode: str = (await client.get("/healthz")).json()["crypto_mode"]
-            return mode == "env"
-
-        async def is_told() -> bool:
-            return await keyring.read_state(data_key_id) == BROKEN
-
-        await until(is_without_kms)
-        await keyring.write_wrap(data_key_id, changed)
-        assert await keyring.put("meanwhile") == 204
-        emulator.faults.clear()
-        await until(is_told)
+        async with without_kms(client):
+            await keyring.write_wrap(data_key_id, changed)
+            assert await keyring.put("meanwhile") == 204
+        await until(lambda: keyring.is_broken(data_key_id))
 
 
 async def test_a_row_that_is_back_before_kms_encrypts(
-    configured: Callable[..., BackendSettings],
-    empty_database: URL,
-    versions: Versions,
-    emulator: Emulator,
-    until: Until,
+    configured: Callable[..., BackendSettings], empty_database: URL, versions: Versions, without_kms: Outage
 ) -> None:
     async with serve_backend(configured()) as client:
         keyring = ServedKeyring(client, empty_database)
         data_key_id, wrapped = await keyring.read_row()
         changed = await damage(keyring, versions)
-        emulator.faults.add(EmulatorFault(kind="status", status="UNAVAILABLE"))
-
-        async def is_without_kms() -> bool:
-            mode: str = (await client.get("/healthz")).json()["crypto_mode"]
-            return mode == "env"
-
-        await until(is_without_kms)
-        for each in (changed, wrapped):
-            await keyring.write_wrap(data_key_id, each)
-            assert await keyring.put("meanwhile") == 204
-        emulator.faults.clear()
+        async with without_kms(client):
+            for each in (changed, wrapped):
+                await keyring.write_wrap(data_key_id, each)
+                assert await keyring.put("meanwhile") == 204

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -146,26 +147,17 @@ def test_the_example_of_a_password_opens_the_console_to_it_alone(tmp_path: Path)
         (str(write_commands(tmp_path / "bin")), str(Path(sys.executable).parent), os.environ["PATH"])
     )
     environment = {**os.environ, "PATH": path, "KEYPULSE_RELAY__LISTEN": relay}
+    # In a session of its own there is no terminal to ask for the password.
+    where: dict[str, Any] = {"cwd": tmp_path, "env": environment, "start_new_session": True}
 
     def run(script: str, given: str = "") -> str:
         command = ["bash", "-ec", script]
-        done = subprocess.run(
-            command,
-            input=given,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-            start_new_session=True,  # without a terminal to ask for the password
-            timeout=60,
-        )
-        return done.stdout
+        return str(subprocess.check_output(command, input=given, encoding="utf-8", timeout=60, **where))
 
     run("keypulse-relay init --slack webhook >relay.yml; openssl rand -hex 32 >relay_token")
     run(preparation, "a password\n")
     ask = "curl -s -o /dev/null -w '%{http_code} ' -u"
-    with processes.running(["bash", "-c", f"exec {start}"], cwd=tmp_path, env=environment):
+    with processes.running(["bash", "-c", f"exec {start}"], **where):
         run(f"until curl -sf http://{relay}/-/ready; do sleep 0.1; done")
         codes = run(f"{ask} 'anna:a password' http://{relay}/; {ask} anna:another http://{relay}/")
     assert codes == "200 401 "

@@ -1,5 +1,6 @@
 """A table of a program of somebody else's, in each kind of database, and a KMS key in memory."""
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -83,4 +84,18 @@ async def in_a_file(build: Callable[[URL], Tenants], sqlite_url: URL) -> Tenants
     table = build(sqlite_url)
     await table.create()
     await table.add(["acme", "beta", "gamma"])
+    return table
+
+
+@pytest.fixture
+def due(build: Callable[[URL], Tenants], sqlite_url: URL, kms_key: memory_kms.StoredKey) -> Tenants:
+    """Two tenants in SQLite, whose keys the former version `elm` wraps: `oak` is the primary one; for commands."""
+
+    async def fill() -> None:
+        await table.create()
+        await table.add(["acme", "beta"])
+
+    table = build(sqlite_url)
+    asyncio.run(fill())
+    kms_key.add_version("oak")
     return table

@@ -1,13 +1,10 @@
 """What a file in the folder of backups may be: one that says less than the journal, with a strange name, no file."""
 
-import asyncio
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
 
 from tests.memory_kms import StoredKey
 from tests.rotator.command_line import type_command
@@ -15,17 +12,9 @@ from tests.rotator.table.tenants import Tenants
 
 
 @pytest.fixture
-def config(build: Callable[[URL], Tenants], sqlite_url: URL, kms_key: StoredKey) -> Path:
+def config(due: Tenants) -> Path:
     """Of a table that was wrapped anew: only its backup may need the former version, `elm`."""
-
-    async def fill() -> None:
-        await tenants.create()
-        await tenants.add(["acme", "beta"])
-
-    tenants = build(sqlite_url)
-    asyncio.run(fill())
-    kms_key.add_version("oak")
-    file = tenants.configuration()
+    file = due.configuration()
     assert type_command("run", "--all", "--config", file).exit_code == 0
     return file
 

@@ -1,28 +1,12 @@
 """`metrics_file`: what nobody else shows of the rotations of a table, for node_exporter."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import URL
 
-from tests.memory_kms import StoredKey
 from tests.rotator.command_line import type_command
 from tests.rotator.table.tenants import Tenants
-
-
-@pytest.fixture
-def filled(build: Callable[[URL], Tenants], sqlite_url: URL, kms_key: StoredKey) -> Tenants:
-    async def fill() -> None:
-        await tenants.create()
-        await tenants.add(["acme", "beta"])
-
-    tenants = build(sqlite_url)
-    asyncio.run(fill())
-    kms_key.add_version("oak")
-    return tenants
 
 
 def read(file: Path) -> dict[tuple[str, ...], float]:
@@ -36,12 +20,12 @@ def read(file: Path) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_a_failure_and_then_a_success_are_in_the_file(filled: Tenants, tmp_path: Path) -> None:
+def test_a_failure_and_then_a_success_are_in_the_file(due: Tenants, tmp_path: Path) -> None:
     file = tmp_path / "shop.prom"
-    config = filled.configuration(metrics_file=str(file))
-    (good,) = asyncio.run(filled.execute("SELECT dek_ciphertext FROM tenant_keys WHERE tenant = 'acme'"))[0]
+    config = due.configuration(metrics_file=str(file))
+    (good,) = asyncio.run(due.execute("SELECT dek_ciphertext FROM tenant_keys WHERE tenant = 'acme'"))[0]
     write = "UPDATE tenant_keys SET dek_ciphertext = :wrapped WHERE tenant = 'acme'"
-    asyncio.run(filled.execute(write, {"wrapped": b"junk"}))
+    asyncio.run(due.execute(write, {"wrapped": b"junk"}))
     assert type_command("run", "--all", "--config", config).exit_code == 1
     failed = read(file)
     assert failed["kms_rotation_failures_total", "smoke"] == 1
@@ -49,7 +33,7 @@ def test_a_failure_and_then_a_success_are_in_the_file(filled: Tenants, tmp_path:
     assert ("kms_rotation_last_success_timestamp_seconds", "rewrap-kek") not in failed
     failed_at = failed["kms_rotation_last_failure_timestamp_seconds", "rewrap-kek"]
     assert file.stat().st_mode & 0o777 == 0o644
-    asyncio.run(filled.execute(write, {"wrapped": good}))
+    asyncio.run(due.execute(write, {"wrapped": good}))
     assert type_command("run", "--all", "--config", config).exit_code == 0
     done = read(file)
     assert done["kms_rotation_last_success_timestamp_seconds", "rewrap-kek"] > failed_at
@@ -58,13 +42,13 @@ def test_a_failure_and_then_a_success_are_in_the_file(filled: Tenants, tmp_path:
     assert [each.name for each in tmp_path.glob("shop*")] == ["shop.prom"]
 
 
-def test_a_file_that_cannot_be_written_changes_no_exit_code(filled: Tenants, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_changes_no_exit_code(due: Tenants, tmp_path: Path) -> None:
     file = tmp_path / "none" / "shop.prom"
-    ended = type_command("run", "--all", "--config", filled.configuration(metrics_file=str(file)))
+    ended = type_command("run", "--all", "--config", due.configuration(metrics_file=str(file)))
     assert ended.exit_code == 0
     assert f"{file}: the metrics cannot be written: No such file or directory" in ended.stderr
 
 
-def test_a_name_that_names_no_service_is_refused(filled: Tenants) -> None:
-    ended = type_command("plan", "--config", filled.configuration(metrics_file="shop.txt"))
+def test_a_name_that_names_no_service_is_refused(due: Tenants) -> None:
+    ended = type_command("plan", "--config", due.configuration(metrics_file="shop.txt"))
     assert (ended.exit_code, "metrics_file: expected SERVICE.prom, got shop.txt" in ended.stderr) == (2, True)

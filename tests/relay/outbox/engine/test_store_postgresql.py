@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import psycopg
@@ -102,13 +102,20 @@ async def test_a_server_that_hangs_is_left_alone_and_asked_again(own_postgres: P
         assert (await bodies(store))[-1] == b"after"
 
 
+@asynccontextmanager
+async def hanging(store: Store, server: Postgres) -> AsyncIterator[asyncio.Task[None]]:
+    """A transaction that has begun on a server that hangs."""
+    with frozen(server):
+        transaction = asyncio.create_task(store.run(write))
+        await until(lambda: store._transaction_started is not None)
+        yield transaction
+
+
 async def test_a_transaction_that_hangs_is_a_problem_before_it_fails(own_postgres: Postgres) -> None:
     seconds = 0.0
     async with open_store(own_postgres.database("relay"), lambda: 0.0, monotonic=lambda: seconds) as store:
         await store.run(write)
-        with frozen(own_postgres):
-            task = asyncio.create_task(store.run(write))
-            await until(lambda: store._transaction_started is not None)
+        async with hanging(store, own_postgres) as task:
             assert store.error is None
             seconds = 3.1
             assert store.error == "a transaction has been running for more than 3 s"
@@ -124,9 +131,7 @@ async def test_after_a_stop_nobody_waits_for_a_server_that_hangs(
     seconds = 0.0
     async with open_store(own_postgres.database("relay"), lambda: 0.0, monotonic=lambda: seconds) as store:
         await store.run(write)
-        with frozen(own_postgres):
-            begun = asyncio.create_task(store.run(write))
-            await until(lambda: store._transaction_started is not None)
+        async with hanging(store, own_postgres) as begun:
             queued = asyncio.create_task(store.run(write))
             await asyncio.sleep(0)
             seconds = 3.1

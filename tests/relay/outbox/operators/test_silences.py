@@ -67,7 +67,7 @@ async def test_one_of_several_presses_is_created(store: Store) -> None:
     await accept(store, "one", "slack")
     first, second = await request(store, "1"), await request(store, "2")
     assert not await request_silence(store, press_of("1", "one", 1))
-    assert (await begin(store, first)).labels == event_of().group_labels | event_of().common_labels
+    assert (await begin(store, first)).labels == {**event_of().common_labels, **event_of().group_labels}
     with pytest.raises(SilenceRefusedError, match="silenced already, by Anna"):
         await begin(store, second)
     await finish(store, first, SilenceState.CREATED)
