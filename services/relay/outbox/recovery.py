@@ -1,4 +1,4 @@
-"""Detects a restored backup, a channel that accepts nothing for too long, and a clock that was wrong.
+"""Detects a restored backup, a delivery that waits for too long, and a clock that was wrong.
 
 The outbox records which database it is: the file's inode, or PostgreSQL's identifiers of the cluster, the database and
 the table. The last-used file beside an SQLite database says when it was last used. A backup was restored if the
@@ -6,6 +6,9 @@ database is another one, or was used later than it says itself. Then every unfin
 delivered, so that PagerDuty pages nobody for an alert that is over. If Alertmanager is configured, they wait until they
 were compared with it, for a few minutes at most. A snapshot of the whole volume, or a database restored in place,
 cannot be detected: an operator runs `keypulse-relay mark-restored`.
+
+A delivery falls back when its channel is down, or when no channel of its route has taken it for two minutes; see
+`fallback`. What has waited behind an open circuit breaker for `give_up_after` is given up.
 """
 
 import asyncio
@@ -249,7 +252,7 @@ _CLAMP: Final = [
 async def sweep(
     store: Store, give_up_after: float, fallback_channels: Sequence[str], longest_wait: float
 ) -> DeliveryChanges:
-    """Gives up what waited too long behind an open circuit breaker, where nothing is tried, and undoes a wrong clock.
+    """Lets deliveries fall back, gives up what waited too long where nothing is tried, and undoes a wrong clock.
 
     Every wait is a moment of the wall clock, and would last for as long as the clock was set back: so none ends later
     than the longest wait from now. What was given up in what is now the future is sent again.

@@ -249,12 +249,7 @@ channels = Table(
     Column("test_started_at", Double),  # when a replica last began to send a test message
 )
 
-NEW_CHANNEL: Final = {
-    "paused_until": 0.0,
-    "next_token_at": 0.0,
-    "failures": 0,
-    "is_down": 0,
-}
+NEW_CHANNEL: Final = {"paused_until": 0.0, "next_token_at": 0.0, "failures": 0, "is_down": 0}
 """The state of a channel that was never used."""
 
 # The result of a check of a channel, or of a test message; see `channel_checks`.
@@ -341,7 +336,6 @@ watchdogs = Table(
     Column("counted_at", Double, nullable=False, server_default="0"),
     Column("heartbeat_at", Double),  # its last heartbeat; null before the first
 )
-
 
 # A proof of the path as it came, of one env and service. One that was lost before the relay has no row.
 path_proofs = Table(
@@ -623,13 +617,14 @@ _of_delivery = (deliveries.c.incident_id, deliveries.c.channel)
 _last_maybe_sent = _find_last(PREDECESSORS, *_list_maybe_sent(*_of_delivery))
 # Not `exists`, which would look for what was delivered once for each of what was found long ago.
 HAS_PREDECESSOR: Final = and_(_last_maybe_sent.is_not(None), _last_maybe_sent > _find_delivered(*_of_delivery))
+_event_size, _body_size = (func.length(column, type_=Integer) for column in (events.c.event, events.c.body))
 _delivery_columns = select_columns(DeliveryRow, deliveries.c)
 DELIVERIES: Final = RowQuery(DeliveryRow, select(*_delivery_columns))
 DUE_DELIVERIES: Final = RowQuery(
     DueRow.build,
     select(
         *_delivery_columns,
-        func.length(events.c.event, type_=Integer).label("event_size"),
+        _event_size.label("event_size"),
         events.c.status.label("event_status"),
         incidents.c.severity,
         HAS_PREDECESSOR.label("has_predecessor"),
@@ -644,13 +639,10 @@ INCIDENTS: Final = RowQuery(
         events, and_(events.c.seq == incidents.c.latest_event_seq, events.c.incident_id == incidents.c.id)
     ),
 )
-_body_size = func.length(events.c.body, type_=Integer)
 _state_columns = select_columns(IncidentStateRow, incidents.c, events.c, event_id=events.c.id, body_size=_body_size)
 INCIDENT_STATES: Final = RowQuery(
     IncidentStateRow, select(*_state_columns).join(events, events.c.seq == incidents.c.latest_event_seq)
 )
 EVENTS: Final = select_rows(EventRow, events.c)
-EVENT_SIZES: Final = select_rows(
-    EventSizeRow, events.c, event_size=func.length(events.c.event, type_=Integer), body_size=_body_size
-)
+EVENT_SIZES: Final = select_rows(EventSizeRow, events.c, event_size=_event_size, body_size=_body_size)
 CHANNELS: Final = select_rows(ChannelRow, channels.c)
