@@ -34,6 +34,7 @@ from services.relay.outbox.tables import (
     CLOCK_TOLERANCE,
     UNFINISHED,
     DeliveryState,
+    StandIn,
     clean_for_database,
     deliveries,
     incidents,
@@ -132,8 +133,13 @@ async def escalate_due(store: Store, configured_channels: Collection[str]) -> li
 
 def _find_due(connection: Connection, store: Store) -> list[str]:
     now = dialect.read_clock(connection, store.clock)
-    rows = _FIND_DUE.fetch_all(connection, {"now": now, "untaken_since": now - UNTAKEN_AFTER})
+    rows = _FIND_DUE.fetch_all(connection, compute_times(now))
     return [row.id for row in rows]
+
+
+def compute_times(now: float) -> dict[str, float]:
+    """The values of the statements that find what is due."""
+    return {"now": now, "untaken_since": now - UNTAKEN_AFTER, "stand_in": StandIn.FALLBACK}
 
 
 def _escalate(transaction: Transaction, found: Sequence[str], configured_channels: Collection[str]) -> list[Escalation]:
@@ -142,8 +148,7 @@ def _escalate(transaction: Transaction, found: Sequence[str], configured_channel
     lock_incidents(transaction, found)
     served = read_served_channels(connection, transaction.now).union(configured_channels)
     now = transaction.now
-    values = {"incidents": list(found), "now": now, "untaken_since": now - UNTAKEN_AFTER}
-    rows = _READ_DUE.fetch_all(connection, values)
+    rows = _READ_DUE.fetch_all(connection, {"incidents": list(found), **compute_times(now)})
     return [_escalate_incident(transaction, row, served) for row in rows]
 
 
@@ -167,7 +172,7 @@ def _escalate_incident(transaction: Transaction, row: _EscalatingRow, served: Co
     if channels:
         remark = f"Escalated: {why}."
         seq = row.latest_event_seq
-        new = [NewDelivery(seq, seq, row.id, row.episode, channel, remark) for channel in channels]
+        new = [NewDelivery(seq, seq, row.id, row.episode, name, remark, stand_in=StandIn.STEP) for name in channels]
         superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]
         edited = request_edits(transaction, [row.id])
         insert_entry(transaction, ACTOR, None, "escalate", f"{row.id} to {', '.join(channels)}", row.id)

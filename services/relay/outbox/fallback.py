@@ -30,6 +30,7 @@ from services.relay.outbox.tables import (
     WAITING,
     DeliveryRow,
     DeliveryState,
+    StandIn,
     channels,
     deliveries,
     events,
@@ -59,7 +60,7 @@ _is_stand_in = exists().where(
     _stand_in.c.incident_id == _taken.c.incident_id,
     _stand_in.c.episode == _taken.c.episode,
     _stand_in.c.channel == _taken.c.channel,
-    _stand_in.c.is_fallback == 1,
+    _stand_in.c.stand_in >= bindparam("stand_in"),
 )
 _is_served = exists().where(
     channels.c.name == _delivery.channel,
@@ -84,7 +85,10 @@ IS_UNTAKEN: Final = and_(
         ~_is_stand_in,
     ),
 )
-"""The condition that no channel of its route has taken what a delivery tells, since `untaken_since`."""
+"""The condition that nobody has taken what a delivery tells since `untaken_since`, but those who stand in for others.
+
+Those are `stand_in` or more: that a step of escalation took it matters to the next step, and not to the fallback.
+"""
 _FIND_NEXT: Final = (
     DELIVERIES.where(_delivery.channel == bindparam("channel"), *_NOT_FALLEN_BACK)
     .order_by(_delivery.due_at, _delivery.seq)
@@ -152,7 +156,7 @@ async def fall_back_untaken(store: Store, fallback_channels: Sequence[str]) -> D
 
     def find(query: RowQuery[R], **values: str) -> Callable[[Connection, float], list[R]]:
         return lambda connection, now: query.fetch_all(
-            connection, {**values, "now": now, "untaken_since": now - UNTAKEN_AFTER}
+            connection, {**values, "now": now, "untaken_since": now - UNTAKEN_AFTER, "stand_in": StandIn.STEP}
         )
 
     for channel in await store.read_at(find(_UNTAKEN_CHANNELS)):
@@ -181,7 +185,9 @@ def enqueue_fallback(
         if channel in transaction.unmerged_channels:
             # A delivery that waits may have events of several episodes.
             new += [
-                NewDelivery(seq, seq, row.incident_id, episode or row.episode, channel, remark, is_fallback=True)
+                NewDelivery(
+                    seq, seq, row.incident_id, episode or row.episode, channel, remark, stand_in=StandIn.FALLBACK
+                )
                 for seq, episode in missing_events
             ]
         elif missing_events:
@@ -190,7 +196,9 @@ def enqueue_fallback(
             latest = row.event_seq if current is None else current.latest_event_seq
             episode = row.episode if current is None else current.episode
             first_missing, _ = missing_events[0]
-            new.append(NewDelivery(latest, first_missing, row.incident_id, episode, channel, remark, is_fallback=True))
+            new.append(
+                NewDelivery(latest, first_missing, row.incident_id, episode, channel, remark, stand_in=StandIn.FALLBACK)
+            )
     superseded = [old.channel for old in enqueue_deliveries(transaction, new).superseded_rows]
     return DeliveryChanges(list_superseded(superseded), frozenset(each.channel for each in new))
 
@@ -212,7 +220,12 @@ def _fall_back_step(
 ) -> DeliveryChanges:
     lock_incidents(transaction, {row.incident_id for row in found})
     now = transaction.now
-    values = {"seqs": [row.seq for row in found], "now": now, "untaken_since": now - UNTAKEN_AFTER}
+    values = {
+        "seqs": [row.seq for row in found],
+        "now": now,
+        "untaken_since": now - UNTAKEN_AFTER,
+        "stand_in": StandIn.STEP,
+    }
     rows = lock.fetch_all(transaction.connection, values)
     changes = DeliveryChanges()
     for row in rows:  # one by one, since on a channel that merges nothing several may be of one incident

@@ -21,6 +21,7 @@ from services.relay.outbox.tables import (
     WAITING,
     DeliveryRow,
     DeliveryState,
+    StandIn,
     create_id,
     deliveries,
     incidents,
@@ -75,7 +76,7 @@ _UPDATE_SUCCESSOR: Final = (
 _INSERT_COLUMNS: Final = (
     *("id", "event_seq", "first_event_seq", "incident_id", "episode", "channel", "state", "attempts", "reason"),
     *("accepted_at", "oldest_accepted_at", "due_at", "remark"),
-    *("fallback_up_to", "maybe_delivered_up_to", "is_fallback"),
+    *("fallback_up_to", "maybe_delivered_up_to", "stand_in"),
 )
 _INSERT: Final = BulkStatement(insert(deliveries), _INSERT_COLUMNS)
 
@@ -90,8 +91,7 @@ class NewDelivery(NamedTuple):
     remark: str | None = None
     is_first_of_incident: bool = False
     """Whether nothing of its incident can be waiting, so that no query is needed."""
-    is_fallback: bool = False
-    """Whether its channel stands in for another one."""
+    stand_in: StandIn = StandIn.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ def _build_row(new: NewDelivery, now: float) -> dict[str, Any]:
         "remark": new.remark,
         "fallback_up_to": None,
         "maybe_delivered_up_to": None,
-        "is_fallback": int(new.is_fallback),
+        "stand_in": new.stand_in,
     }
 
 
@@ -264,5 +264,5 @@ def _inherit(new: NewDelivery, old: DeliveryRow, now: float) -> dict[str, Any]:
         # Of events before its own nobody knows how far they fell back.
         "fallback_up_to": None if new.first_event_seq < old.first_event_seq else old.fallback_up_to,
         "maybe_delivered_up_to": old.maybe_delivered_up_to,
-        "is_fallback": 0,  # the channel had the incident before
+        "stand_in": StandIn.NONE,  # the channel had the incident before
     }

@@ -8,7 +8,7 @@ or a metadata mark made from one never meets its like from an earlier database. 
 clock.
 """
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -47,6 +47,16 @@ class DeliveryState(StrEnum):
     DELIVERED = "delivered"
     SUPERSEDED = "superseded"
     DEAD = "dead"
+
+
+class StandIn(IntEnum):
+    """Why a channel that is not of the incident's route has a delivery of it."""
+
+    NONE = 0
+    STEP = 1
+    """Its step of escalation is due."""
+    FALLBACK = 2
+    """Another channel did not take it."""
 
 
 UNFINISHED: Final = (DeliveryState.QUEUED, DeliveryState.SENDING, DeliveryState.RETRYING)
@@ -153,7 +163,7 @@ deliveries = Table(
     Column("maybe_delivered_up_to", BigInteger),
     Column("digest_id", Text),  # the digest that delivers it; see `digests`
     Column("named_in", Text),  # the digest that named it while it waited for its own message
-    Column("is_fallback", Integer, nullable=False, server_default="0"),  # 1: its channel stands in for another one
+    Column("stand_in", Integer, nullable=False, server_default="0"),  # see `StandIn`
     sqlite_autoincrement=True,
 )
 

@@ -76,7 +76,7 @@ _NO_INCIDENT: Final[dict[str, Any]] = dict.fromkeys(column.name for column in in
 _NO_DELIVERY: Final[dict[str, Any]] = dict.fromkeys(column.name for column in deliveries.c) | {
     "attempts": 0,
     "maybe_sent": 0,
-    "is_fallback": 0,
+    "stand_in": 0,
 }
 _NO_EDIT: Final[dict[str, Any]] = dict.fromkeys(column.name for column in edits.c)
 

@@ -217,7 +217,7 @@ async def test_what_escalates_and_what_is_newest_is_found_by_its_index(database:
         await store.run(lambda transaction: transaction.connection.execute(first).close())
         await accept(store, "new", CHANNEL, escalation=(EscalationStep(60.0, ("boss",)),))
         await analyze(store)
-        escalating = await store.read(partial(plan, escalation._FIND_DUE, {"now": time.time(), "untaken_since": 0.0}))
+        escalating = await store.read(partial(plan, escalation._FIND_DUE, escalation.compute_times(time.time())))
         latest = await store.read(partial(plan, newest, {"now": time.time()}))
     assert "incidents_escalating" in escalating
     assert "incidents_by_episode" in latest
