@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 IDLE_SECONDS: Final = 300
 _MAX_FRAME: Final = 8 * 1024 * 1024
 _LEAST_SECONDS: Final = 0.001
+_KILL_SECONDS: Final = 0.05
 
 
 class ChildLateError(Exception):
@@ -84,14 +85,19 @@ class ChildProcess:
             self._lock.release()
 
     def close(self) -> None:
-        running = self._running
-        if running is not None:
-            running.process.kill()  # so that nobody waits for an answer
-        with self._lock:
+        is_locked = False
+        while not is_locked:  # again, since who holds the lock may only now have started it
+            running = self._running
+            if running is not None:
+                running.process.kill()  # so that nobody waits for an answer
+            is_locked = self._lock.acquire(timeout=_KILL_SECONDS)
+        try:
             self._stop()
             if self._folder is not None:
                 self._folder.cleanup()
                 self._folder = None
+        finally:
+            self._lock.release()
 
     def _ask(self, request: bytes, ends_at: float) -> bytes:
         try:
