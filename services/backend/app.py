@@ -16,10 +16,11 @@ from services.backend import admin_api, metrics, records
 from services.backend.config import BackendSettings
 from services.backend.crypto_mode import KmsChecker
 from services.backend.keyring import Keyring
-from services.backend.local_key_file import InstanceLocalKey, LocalKeyError
+from services.backend.local_key_file import InstanceLocalKey
 from services.backend.lost_data_keys import LostDataKeys
 from services.backend.metrics import KeyringPoller
 from services.backend.records import RECORDS_TABLE, Records
+from shared.config.file_checks import FileCheckError
 from shared.config.server_settings import Role
 from shared.http.access import Authorizer, ProtectedRoute, RouteRequirements
 from shared.http.authentication import create_access_policy
@@ -35,6 +36,7 @@ from shared.kms.quota import QuotaLimitedKey
 from shared.kms.registry import connect_keys
 from shared.kms.retries import RetryingKey
 from shared.process.server import ServerRunner
+from shared.sql.read_only import DATABASE_HINT
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
@@ -166,19 +168,16 @@ async def _open_database(settings: BackendSettings) -> Database:
     try:
         return await Database.open(settings.database, TABLES, records.TABLES)
     except DatabaseError as error:
-        raise StartError(
-            f"database {settings.database}: {error}; expected an SQLite file, or a folder to make it in, "
-            "that this user may write to"
-        ) from None
+        raise StartError(f"database {settings.database}: {error.error}", error.hint or DATABASE_HINT) from None
 
 
 async def _open_local_key(local_key: InstanceLocalKey) -> None:
     try:
         await local_key.open()
-    except LocalKeyError as error:
-        raise StartError(f"local_key_file {error}") from None
+    except FileCheckError as error:
+        raise StartError(f"local_key_file {error.error}", error.hint) from None
     except DatabaseError as error:
-        raise StartError(str(error)) from None
+        raise StartError(error.error, error.hint) from None
 
 
 async def _cancel_task(task: asyncio.Task[None]) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from services.backend.local_key_file import LocalKeyError, read_or_create
-from shared.config.file_checks import FileCheck, FileCheckError, check_writable_folder
+from services.backend.local_key_file import read_or_create
+from shared.config.file_checks import FileCheck, check_writable_folder
 from shared.config.server_settings import AuthSettings, NamedToken, ServerSettings, check_unique_names
 from shared.config.settings import Address, Duration, FilePath, ListenAddress, Section, TokenPath
 from shared.kms.registry import KeySettings, PreviousKeySettings
@@ -15,13 +15,10 @@ from shared.sql.database_url import DatabaseSetting
 
 
 def _check_local_key(file: Path) -> Iterable[Path]:
-    if not file.exists():
-        check_writable_folder(file.parent)
-        return []
-    try:
+    if file.exists():
         read_or_create(file, may_create=False)  # which refuses one that others may read
-    except LocalKeyError as error:
-        raise FileCheckError(error.error, error.hint) from None
+    else:
+        check_writable_folder(file.parent)
     return []
 
 

@@ -19,7 +19,7 @@ import structlog
 
 from services.backend.aes_gcm import decrypt, encrypt
 from shared.atomic_file import create_file
-from shared.check import HintedError
+from shared.config.file_checks import FileCheckError, check_writable_folder
 from shared.keyring.database import Database
 from shared.keyring.instances import InstanceHeartbeat, may_replace_local_key, register_local_key
 from shared.keyring.model import KEY_BYTES, compute_fingerprint
@@ -27,7 +27,7 @@ from shared.keyring.store import OtherLocalKeyError
 from shared.keyring.wrapping import UnwrapError
 
 
-class LocalKeyError(HintedError):
+class LocalKeyError(FileCheckError):
     """The file of the local key cannot be used."""
 
 
@@ -49,19 +49,20 @@ def read_or_create(file: Path, *, may_create: bool) -> LocalKey:
     """The key in `file`.
 
     A missing file may not be made where data keys are wrapped by the key that is gone: it would only hide the loss.
-    Raises LocalKeyMissingError, or LocalKeyError if it cannot be made, others may read it, or it is no key.
+    Raises LocalKeyMissingError, or FileCheckError if it cannot be made, others may read it, or it is no key.
     """
+    created = False
     try:
-        created = may_create and not file.exists() and create_file(file, os.urandom(KEY_BYTES))
+        if may_create and not file.exists():
+            check_writable_folder(file.parent)
+            created = create_file(file, os.urandom(KEY_BYTES))
         with file.open("rb") as opened:
             permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if permissions & 0o077:
                 raise LocalKeyError(f"{file}: others may read it (mode {permissions:04o})", f"run: chmod 600 {file}")
             key = opened.read(KEY_BYTES + 1)
     except FileNotFoundError:
-        if not may_create:
-            raise LocalKeyMissingError(file) from None
-        raise LocalKeyError(f"{file}: cannot be made", f"make its folder first: mkdir -p {file.parent}") from None
+        raise LocalKeyMissingError(file) from None
     except OSError as error:
         raise LocalKeyError(f"{file}: {error.strerror}", "this user needs to read and make it") from None
     if len(key) != KEY_BYTES:
@@ -102,7 +103,7 @@ class InstanceLocalKey:
     async def open(self) -> None:
         """Reads the file, or makes it; a missing file that may not be made is no error.
 
-        Raises DatabaseError, and LocalKeyError if the file cannot be used or the other instances have another one.
+        Raises DatabaseError, and FileCheckError if the file cannot be used or the other instances have another one.
         """
         try:
             may_create = await self._database.read(
@@ -141,7 +142,7 @@ class InstanceLocalKey:
         if self._key is None:
             try:
                 await self.open()
-            except LocalKeyError as error:
+            except FileCheckError as error:
                 self._set_missing(str(error))
 
     def reject(self) -> None:

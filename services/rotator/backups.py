@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from services.rotator.report import BackupSummary, RotatorError
 from shared.atomic_file import sync_folder
+from shared.config.file_checks import FileCheckError, check_writable_folder
 from shared.keyring.administration import (
     Administration,
     JournalBackup,
@@ -309,13 +310,22 @@ _FILE_SUFFIX: Final = ".backup"
 _MAX_DIFFERENCES: Final = 100
 
 
+def check_state_folder(folder: Path) -> tuple[()]:
+    """Open the folder, or the one in which a run makes it. Raises FileCheckError."""
+    check_writable_folder(next(each for each in (folder, *folder.parents) if each.exists()))
+    return ()
+
+
 class BackupFolder:
     """The backups in `state_dir`/backups. Raises RotatorError where the folder cannot be used."""
 
     def __init__(self, state_dir: Path) -> None:
         self.folder = state_dir / "backups"
         try:
+            check_state_folder(state_dir)
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileCheckError as error:
+            raise RotatorError(f"state_dir: {error}", "plan") from None
         except OSError as error:
             raise RotatorError(
                 f"the folder {self.folder} cannot be made: {error.strerror}; set another `state_dir`", "plan"

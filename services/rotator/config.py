@@ -5,17 +5,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from services.rotator.backups import check_state_folder
 from services.rotator.drivers.registry import DriverSettings
 from shared.config.file_checks import FileCheck, check_writable_folder
 from shared.config.settings import CommandSettings, Duration, FilePath
 from shared.keyring.administration import MAX_PAGE_SIZE
 from shared.kms.registry import KeySettings, PreviousKeySettings
-
-
-def _check_state_folder(folder: Path) -> tuple[()]:
-    """Open the folder, or the one in which a run makes it."""
-    check_writable_folder(next(each for each in (folder, *folder.parents) if each.exists()))
-    return ()
 
 
 def _check_metrics_file(file: Path) -> tuple[()]:
@@ -34,7 +29,7 @@ class RotatorSettings(CommandSettings):
     """Keys that only unwrap, until `rewrap-kek` has moved every data key to `kms`."""
     other_keyrings: tuple[DriverSettings, ...] | None = None
     """Further keyrings that the same KMS key wraps; None if nobody has said whether there are any."""
-    state_dir: Annotated[FilePath, FileCheck(_check_state_folder, "checks later")]
+    state_dir: Annotated[FilePath, FileCheck(check_state_folder, "checks later")]
     """Encrypted backups and reports; made if missing."""
     metrics_file: Annotated[FilePath, FileCheck(_check_metrics_file)] | None = None
     """Where the metrics of a table go, for the textfile collector of node_exporter."""

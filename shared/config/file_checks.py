@@ -88,10 +88,10 @@ def check_readable(file: Path) -> Path:
 
 def check_writable_folder(folder: Path) -> None:
     """Raises FileCheckError if no file can be created in the folder."""
-    if not folder.is_dir():
+    if not folder.exists():
         raise FileCheckError(f"the folder {folder} does not exist", f"run: mkdir -p {folder}")
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise FileCheckError(f"the folder {folder}: expected one in which this user may read and write")
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise FileCheckError(f"{folder} is no folder that this user may write to", "correct its owner, or set another")
 
 
 def create_secret_check(

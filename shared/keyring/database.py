@@ -18,11 +18,11 @@ import structlog
 from sqlalchemy import URL, Connection, Engine, Executable, MetaData, event, exc, func, inspect, select, text
 
 from shared.check import CheckError, HintedError
+from shared.config.file_checks import FileCheckError
 from shared.keyring.tables import TABLES, VERSION, data_keys, decode_text, schema
 from shared.sql.engine import (
     LOCK_SECONDS,
     AnswerTimeout,
-    FileLostError,
     SqliteFile,
     create_mariadb_engine,
     create_postgresql_engine,
@@ -146,7 +146,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class DatabaseError(Exception):
+class DatabaseError(HintedError):
     """The database is locked, full, unreachable. The text is the database's own, and shows no values."""
 
 
@@ -316,15 +316,15 @@ def _check_version(connection: Connection) -> bool:
     try:
         return has_keyring(connection)
     except OtherVersionError as error:
-        raise DatabaseError(str(error)) from None
+        raise DatabaseError(error.error, error.hint) from None
 
 
 def _create_missing_file(url: URL) -> None:
     try:
         if url.drivername == "sqlite":
             SqliteFile(url).create()
-    except FileLostError as error:
-        raise DatabaseError(str(error)) from None
+    except FileCheckError as error:
+        raise DatabaseError(error.error, error.hint) from None
     except OSError as error:
         raise DatabaseError(f"unable to open database file: {error.strerror}") from None
 
@@ -337,7 +337,8 @@ def _check_columns(connection: Connection, tables: Sequence[MetaData]) -> None:
         if missing:
             raise DatabaseError(
                 f"its table {table.name} has no column {', '.join(sorted(missing))}: an older keypulse or another "
-                "program made it; set another `database`"
+                "program made it",
+                "set another `database`",
             )
 
 

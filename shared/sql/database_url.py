@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError
 
 from shared.config.file_checks import FileCheck, FileCheckError, check_readable, check_writable_folder
 from shared.config.settings import resolve_path
+from shared.sql.engine import SqliteFile
 
 DatabaseUrl = URL
 """Of an SQLite file, or of a PostgreSQL database. Its text shows no password."""
@@ -113,6 +114,7 @@ def _check_database_files(url: DatabaseUrl) -> list[Path]:
     """The files of a database that hold secrets: itself, or the password and the key for it. Raises FileCheckError."""
     if url.drivername == "sqlite":
         file = Path(url.database or "")
+        SqliteFile(url).check()
         check_writable_folder(file.parent)
         return [_check_usable(file)] if file.exists() else []
     files = {

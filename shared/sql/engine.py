@@ -23,6 +23,7 @@ from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, exc
 
+from shared.config.file_checks import FileCheckError, check_writable_folder
 from shared.config.secret_file import PasswordFile, SecretUnreadableError
 
 _ANSWER_SECONDS: Final = 7.0
@@ -41,10 +42,6 @@ LOCK_SECONDS: Final = 2.0
 """How long a transaction waits for SQLite's one lock, and a read for a connection."""
 _WAL_BYTES: Final = 16 * 1024 * 1024
 """The size to which the -wal shrinks when it starts again."""
-
-
-class FileLostError(Exception):
-    """The file is missing, and its commits are still in the -wal beside it; the message says what to do."""
 
 
 class _FileIdentity(NamedTuple):
@@ -100,13 +97,19 @@ class SqliteFile:
         self._abandoned: _FileIdentity | None = None
         """The same, once it was replaced or emptied: its -wal must not be taken for that of what is there now."""
 
+    def check(self) -> None:
+        """Raises FileCheckError if there is no file, and none can be made or may be: it was lost."""
+        if problem := self._describe_loss(self._locate_wal()):
+            raise problem
+        if not self.path.exists():
+            check_writable_folder(self.path.parent)
+
     def create(self) -> None:
         """Creates an empty file if missing, for its owner alone; SQLite gives the files beside it the same mode.
 
-        Raises OSError, and FileLostError if there was one.
+        Raises OSError, and FileCheckError as `check` does.
         """
-        if problem := self._describe_loss(self._locate_wal()):
-            raise FileLostError(problem)
+        self.check()
         if not self.path.exists():
             self.path.touch(mode=0o600)
 
@@ -197,13 +200,13 @@ class SqliteFile:
     def _read_identity(self, wal: Path) -> _FileIdentity:
         return _FileIdentity(_stat_inode(self.path), _stat_inode(wal))
 
-    def _describe_loss(self, wal: Path) -> str | None:
+    def _describe_loss(self, wal: Path) -> FileCheckError | None:
         """What to do where the file is not, and its -wal is: SQLite would delete it beside an empty file."""
         if _read_size(self.path) > 0 or _read_size(wal) == 0:
             return None
-        return (
-            f"{self.path} is gone or empty, but {wal.name} beside it holds what was committed last; "
-            f"put {self.path.name} back, or move {wal.name} away to start with an empty database"
+        return FileCheckError(
+            f"{self.path} is gone or empty, but {wal.name} beside it holds what was committed last",
+            f"put {self.path.name} back, or move {wal.name} away to start with an empty database",
         )
 
     def _refuse_emptied(self, names: _FileIdentity, wal: Path) -> None:
@@ -221,7 +224,7 @@ class SqliteFile:
             if other.identity.file == names.file and other.identity.wal != names.wal:
                 raise _create_wal_lost_error(wal)
         if problem := self._describe_loss(wal):
-            raise _create_cannot_open_error(problem)
+            raise _create_cannot_open_error(str(problem))
         left = self._abandoned
         if left is not None and names.wal is not None and names.wal == left.wal and names.file != left.file:
             raise _create_cannot_open_error(

@@ -12,6 +12,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, exc, text
 from shared.check import CheckError
 from shared.sql.engine import AnswerTimeout, create_postgresql_engine
 
+DATABASE_HINT: Final = "correct `database`, restore a backup, or let the server accept it"
+"""What to do where the database itself says why it cannot be used."""
 _OPTIONS: Final = "-c default_transaction_read_only=on -c statement_timeout=5s -c lock_timeout=2s"
 
 
@@ -29,7 +31,7 @@ def _check_database(url: URL, describe: Callable[[Connection], str]) -> str:
             return describe(connection)
     except exc.DBAPIError as error:
         cause = " ".join(str(error.orig).split())
-        raise CheckError(cause, "correct `database`, or let the server accept it") from None
+        raise CheckError(cause, DATABASE_HINT) from None
     finally:
         engine.dispose()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.backend.local_key_file import LocalKeyError, read_or_create
+from shared.config.file_checks import FileCheckError
 
 
 def test_the_first_start_makes_32_bytes_for_the_owner_alone_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -50,5 +51,5 @@ def test_a_missing_key_that_is_required_is_not_created_again(tmp_path: Path) -> 
 
 
 def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(LocalKeyError, match=f"mkdir -p {tmp_path / 'gone'}"):
+    with pytest.raises(FileCheckError, match=f"mkdir -p {tmp_path / 'gone'}"):
         read_or_create(tmp_path / "gone" / "local.key", may_create=True)

@@ -92,12 +92,9 @@ def test_a_taken_port_exits_1_with_one_sentence(configuration: Configuration) ->
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (
-            {"database": "sqlite:///gone/backend.db"},
-            "unable to open database file: No such file or directory; expected an SQLite file, or a folder",
-        ),
-        ({"database": "sqlite:///backend.yml"}, "file is not a database; expected an SQLite file"),
-        ({"local_key_file": "gone/local.key"}, "cannot be made; make its folder first: mkdir -p"),
+        ({"database": "sqlite:///gone/backend.db"}, "gone does not exist; run: mkdir -p"),
+        ({"database": "sqlite:///backend.yml"}, "file is not a database; correct `database`, restore a backup"),
+        ({"local_key_file": "gone/local.key"}, "gone does not exist; run: mkdir -p"),
         ({"local_key_file": "backend.yml"}, "others may read it (mode 0644); run: chmod 600"),
     ],
 )

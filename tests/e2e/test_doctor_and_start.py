@@ -37,8 +37,8 @@ BASE: Final[dict[str, dict[str, Any]]] = {
     },
     "rotator": {"driver": {"kind": "sql", "database": "sqlite:///keyring.db"}, "kms": KMS, "state_dir": "state"},
 }
-COMMANDS: Final = {"exporter": (), "relay": (), "backend": (), "rotator": ("plan",)}
-"""What starts each."""
+COMMANDS: Final = {"exporter": (), "relay": (), "backend": (), "rotator": ("plan", "--json")}
+"""What starts each. A report that is no JSON is Markdown, which has backslashes before some characters."""
 
 
 class Deployment:
@@ -151,6 +151,9 @@ OWN: Final[dict[str, dict[str, Break]]] = {
         "the sender's token is missing": edit("auth.bearer_token_file", "missing"),
         "a kind that is not there": edit("channels.log.kind", "lgo"),
         "the database is another program's": fill("relay.db", "CREATE TABLE customers (id INTEGER)"),
+        "the database's folder is missing": edit("database", "sqlite:///gone/relay.db"),
+        "the database is no database": write("relay.db", "no database " * 100),
+        "the database was lost": write("relay.db-wal", "what was committed last"),
         "the outbox was lost": write("relay.db-last-used", "1.0"),
         "a placeholder in production": both(edit("environment", "production"), edit("links.runbook", "https://acme/x")),
     },
@@ -161,6 +164,10 @@ OWN: Final[dict[str, dict[str, Break]]] = {
             "CREATE TABLE keyring_schema (singleton INTEGER, version INTEGER)",
             "INSERT INTO keyring_schema VALUES (1, 9999)",
         ),
+        "the database's folder is missing": edit("database", "sqlite:///gone/backend.db"),
+        "the database is no database": write("backend.db", "no database " * 100),
+        "the database was lost": write("backend.db-wal", "what was committed last"),
+        "the local key's folder is missing": edit("local_key_file", "gone/local.key"),
         "others may read the local key": write("local.key", "k" * 32, 0o644),
         "the local key is too short": write("local.key", "k"),
     },
@@ -184,6 +191,10 @@ OWN: Final[dict[str, dict[str, Break]]] = {
             "driver.database", "postgresql://a@127.0.0.1:1/b?sslrootcert=missing.pem"
         ),
         "a program that is missing": edit("driver", {"kind": "command", "command": ["./missing"]}),
+        "the state's folder is below a file": edit("state_dir", "token/state"),
+        "the token of an admin API is missing": edit(
+            "driver", {"kind": "admin_api", "url": "http://127.0.0.1:1", "token_file": "missing"}
+        ),
         "previous keys of a table": edit("previous_kms", "x"),
     },
 }
@@ -210,3 +221,13 @@ def test_doctor_refuses_what_the_start_refuses_with_the_same_sentence(
     failed = [_SECONDS.sub("", line).removeprefix("✗ ") for line in examined.stdout.splitlines() if line[:1] == "✗"]
     sentences = [line.partition(": ")[2] for line in failed]
     assert any(sentence in started.stderr + started.stdout for sentence in sentences), (failed, started)
+
+
+def test_a_relay_without_a_watchdog_is_advised_of_it_by_name_and_exits_0(tmp_path: Path) -> None:
+    examined = Deployment(tmp_path, "relay").run_doctor()
+    assert (examined.returncode, examined.stderr) == (0, "")
+    *lines, end = examined.stdout.splitlines()
+    (advice,) = [line for line in lines if line.startswith("- watchdogs: ")]
+    assert advice.startswith("- watchdogs: there are none: nobody learns that Prometheus or Alertmanager is gone")
+    assert "; add: watchdogs: [{matchers: " in advice
+    assert end == f"all {len(lines)} checks passed, 1 with advice: watchdogs"

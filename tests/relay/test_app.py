@@ -186,8 +186,8 @@ async def test_nobody_else_on_the_machine_may_read_the_outbox(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("prepare", "expected"),
     [
-        (lambda file: file.parent.rmdir(), "does not exist; create it"),
-        (lambda file: file.write_bytes(b"no database" * 1000), "file is not a database"),
+        (lambda file: file.parent.rmdir(), "does not exist; run: mkdir -p"),
+        (lambda file: file.write_bytes(b"no database" * 1000), "file is not a database; correct `database`"),
         (lambda file: file.mkdir(), "unable to open database file"),
     ],
     ids=["folder missing", "not a database", "a folder"],

@@ -36,3 +36,4 @@ async def test_a_folder_that_cannot_be_made_is_named(in_a_file: Rotated, tmp_pat
     settings = in_a_file.settings(state_dir=str(tmp_path / "file" / "state"))
     results = {result.name: result for result in await run_doctor(settings, open_checks)}
     assert not results["state_dir"].is_ok
+    assert results["state_dir"].detail == f"{tmp_path}/file is no folder that this user may write to"

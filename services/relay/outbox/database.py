@@ -110,7 +110,7 @@ def is_sqlite(database: DatabaseUrl) -> bool:
 
 
 def make_file(database: DatabaseUrl) -> None:
-    """An empty file if there is none, for SQLite. Raises FileLostError, OSError."""
+    """An empty file if there is none, for SQLite. Raises FileCheckError, OSError."""
     if is_sqlite(database):
         SqliteFile(database).create()
 

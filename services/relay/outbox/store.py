@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
@@ -26,8 +25,11 @@ from sqlalchemy import Connection, Dialect, Engine, Insert, Update, exc
 
 from services.relay.outbox import database as dialect
 from services.relay.outbox.database import UnknownDatabaseError, check_tables, create_tables
+from shared.check import HintedError
+from shared.config.file_checks import FileCheckError
 from shared.sql.database_url import DatabaseUrl
-from shared.sql.engine import AnswerTimeout, FileLostError, is_retryable, open_transaction
+from shared.sql.engine import AnswerTimeout, is_retryable, open_transaction
+from shared.sql.read_only import DATABASE_HINT
 
 RETRY_SECONDS: Final = 1.0
 """How long a caller waits after a StoreUnavailableError before it tries again."""
@@ -50,8 +52,8 @@ class StoreDamagedError(StoreUnavailableError):
     """Nothing was committed, since the database cannot read what it holds; other parts of it may work."""
 
 
-class StoreUnusableError(Exception):
-    """The database cannot be opened at all; the message is one sentence with the next step."""
+class StoreUnusableError(HintedError):
+    """The database cannot be opened at all."""
 
 
 class Transaction(NamedTuple):
@@ -415,7 +417,7 @@ class Store:
                 raise StoreUnusableError(f"{error.strerror}") from None
             self._fail([], f"{error.strerror}")
         except UnknownDatabaseError as error:
-            raise StoreUnusableError(str(error)) from None
+            raise StoreUnusableError(error.error, error.hint) from None
         except exc.DBAPIError as error:
             if not dialect.is_temporary(error, self._database):
                 raise StoreUnusableError(dialect.describe_error(error)) from None
@@ -433,7 +435,7 @@ class Store:
             with self._engines.reading.begin() as connection:
                 check_tables(connection)
         except UnknownDatabaseError as error:
-            raise StoreUnusableError(str(error)) from None
+            raise StoreUnusableError(error.error, error.hint) from None
         except exc.DBAPIError as error:
             passing = dialect.is_temporary(error, self._database)
             raise (StoreUnavailableError if passing else StoreUnusableError)(dialect.describe_error(error)) from None
@@ -470,8 +472,8 @@ class Store:
             return
         try:
             dialect.make_file(self._database)
-        except FileLostError as error:
-            raise UnknownDatabaseError(str(error)) from None
+        except FileCheckError as error:
+            raise UnknownDatabaseError(error.error, error.hint) from None
         with open_transaction(self._engines.writing) as connection:
             created = create_tables(connection)
         if created:
@@ -599,14 +601,12 @@ async def open_store(
         StoreUnusableError: the folder is missing, it is something else, or a newer keypulse wrote it.
     """
     store = Store(database, clock, unmerged_channels, monotonic)
-    folder = Path(str(database.database)).parent
-    if dialect.is_sqlite(database) and not await asyncio.to_thread(folder.is_dir):
-        raise StoreUnusableError(f"the folder {folder} does not exist; create it, or set another `database`")
     try:
         await asyncio.to_thread(store.start_read_only if read_only else store.start)
         yield store
     except StoreUnusableError as error:
         name = database.database if dialect.is_sqlite(database) else database
-        raise StoreUnusableError(f"cannot use the database {name}: {error}") from None
+        cause = f"cannot use the database {name}: {error.error}"
+        raise StoreUnusableError(cause, error.hint or DATABASE_HINT) from None
     finally:
         await asyncio.to_thread(store.close)

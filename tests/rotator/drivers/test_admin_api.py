@@ -179,8 +179,8 @@ async def test_a_token_that_cannot_be_sent_is_refused_before_anything_is(
     if content is not None:
         (tmp_path / "token").write_text(content)
     settings = AdminApiDriverSettings(kind="admin_api", url="http://127.0.0.1:1", token_file=tmp_path / "token")
-    async with open_driver(settings, KMS) as keyring:
-        with pytest.raises(RefusedError, match=f"token_file .*{sentence}"):
+    with pytest.raises(RefusedError, match=f"token_file .*{sentence}"):
+        async with open_driver(settings, KMS) as keyring:
             await keyring.count_key_usage()
 
 

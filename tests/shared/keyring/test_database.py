@@ -131,7 +131,7 @@ async def test_a_file_that_is_no_database_is_an_error(no_database: Path) -> None
 
 
 async def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="unable to open database file"):
+    with pytest.raises(DatabaseError, match=r"gone does not exist; run: mkdir -p .*/gone$"):
         await Database.open(create_sqlite_url(tmp_path / "gone" / "some.db"), TABLES)
 
 
